@@ -1,0 +1,1 @@
+"""Documents, comparisons, loaders and the built-in corpus. Nothing here needs torch."""

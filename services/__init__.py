@@ -1,0 +1,1 @@
+"""The deployable services; each is started with ``python -m services.<name>``."""
