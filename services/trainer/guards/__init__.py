@@ -1,0 +1,1 @@
+"""Independent witnesses that can hold a run."""
