@@ -1,0 +1,67 @@
+# Everything a person may want to run. `make help` lists it.
+SHELL := /bin/bash
+VENV := .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+BUF := node_modules/.bin/buf
+STAMP := $(VENV)/.installed
+SEED ?= 0
+OUT ?= demo-out
+# All services of a laptop share its cores: a thread that waits must not spin.
+export OMP_WAIT_POLICY := PASSIVE
+export TOKENIZERS_PARALLELISM := false
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-unit test-slow lint format proto bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## make the virtual environment from the lock
+$(STAMP): requirements.lock pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# torch first and by itself, so that a CPU build at hand is taken instead of the CUDA build.
+	@echo "installing packages (first time only) ..."
+	@$(BIN)/pip install --quiet "$$(grep '^torch==' requirements.lock)"
+	@$(BIN)/pip install --quiet -r requirements.lock
+	@$(BIN)/pip install --quiet --no-deps -e .
+	@touch $(STAMP)
+
+demo: setup ## run the whole loop on the built-in corpus (SEED=0 OUT=demo-out)
+	$(BIN)/andon demo --seed $(SEED) --out $(OUT)
+
+test: setup ## run the tests (a few minutes)
+	$(BIN)/python -m pytest -q
+
+test-unit: setup ## run only the unit tests (under two minutes)
+	$(BIN)/python -m pytest -q tests/unit
+
+test-slow: setup ## run the slow tests: crashes, resumes, small demos
+	$(BIN)/python -m pytest -q -m slow
+
+lint: setup $(BUF) ## check style, types, dependencies, spelling, protos
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell .
+	cd protos && ../$(BUF) lint && ../$(BUF) format --diff --exit-code
+	./scripts/generate_stubs.sh --check
+
+format: setup $(BUF) ## put code and protos into shape
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	cd protos && ../$(BUF) format --write
+
+proto: setup ## generate andon/api from protos
+	./scripts/generate_stubs.sh
+
+$(BUF): package.json package-lock.json
+	@command -v npm > /dev/null || { echo "make lint needs npm (Debian: apt-get install npm) for buf" >&2; exit 1; }
+	@npm ci --silent --no-audit --no-fund && touch $(BUF)
+
+bench: setup ## time the work against the peers and print ratios (PEERS_PYTHON: their own environment)
+	$(BIN)/python -m benchmarks.run
+
+clean: ## remove what the targets made, except the virtual environment
+	rm -rf build dist demo-out andon-home .mypy_cache .ruff_cache .pytest_cache .hypothesis
