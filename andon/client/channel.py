@@ -1,0 +1,70 @@
+"""Decides how a client reaches a service: address, balancing, health, retries, message sizes, keepalive.
+
+Every client in this package opens its channel here. The policy in one place: names are resolved by DNS and calls
+spread round robin over the replicas that call themselves healthy; UNAVAILABLE is tried again, at most four times in
+all with growing, jittered pauses, because every write carries a request id; nothing else is repeated. Transport
+security is left to the deployment in front of the services.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import grpc
+
+MEBIBYTE = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelOptions:
+    """How a channel behaves; the defaults fit services on one machine and inside one cluster."""
+
+    max_message_bytes: int = 64 * MEBIBYTE  # both ways, for one message; the servers' own limit
+    keepalive_s: float = 30.0  # a silent peer is asked for a sign of life after so long
+    keepalive_timeout_s: float = 10.0  # and given up after so long
+    max_attempts: int = 4  # for UNAVAILABLE, the first attempt included; gRPC allows at most 5
+    initial_backoff_s: float = 0.2  # before the second attempt, times a random factor
+    max_backoff_s: float = 3.0
+    reconnect_backoff_s: float = 1.0  # at most so long between two attempts to connect
+
+
+def service_config(service_name: str, options: ChannelOptions) -> str:
+    """The gRPC service config, as JSON, for a channel to the service with this full protobuf name."""
+    return json.dumps(
+        {
+            "loadBalancingConfig": [{"round_robin": {}}],
+            "healthCheckConfig": {"serviceName": service_name},
+            "methodConfig": [
+                {
+                    "name": [{}],
+                    "retryPolicy": {
+                        "maxAttempts": options.max_attempts,
+                        "initialBackoff": f"{options.initial_backoff_s}s",
+                        "maxBackoff": f"{options.max_backoff_s}s",
+                        "backoffMultiplier": 2,
+                        "retryableStatusCodes": ["UNAVAILABLE"],
+                    },
+                }
+            ],
+        }
+    )
+
+
+def open_channel(target: str, *, service_name: str, options: ChannelOptions | None = None) -> grpc.Channel:
+    """A channel to ``target`` ("host:port", or any gRPC name such as "dns:///policy:50051" or "unix:path")."""
+    chosen = options or ChannelOptions()
+    return grpc.insecure_channel(
+        target,
+        options=[
+            ("grpc.max_send_message_length", chosen.max_message_bytes),
+            ("grpc.max_receive_message_length", chosen.max_message_bytes),
+            ("grpc.keepalive_time_ms", round(chosen.keepalive_s * 1000)),
+            ("grpc.keepalive_timeout_ms", round(chosen.keepalive_timeout_s * 1000)),
+            ("grpc.initial_reconnect_backoff_ms", round(chosen.reconnect_backoff_s * 200)),
+            ("grpc.min_reconnect_backoff_ms", round(chosen.reconnect_backoff_s * 200)),
+            ("grpc.max_reconnect_backoff_ms", round(chosen.reconnect_backoff_s * 1000)),
+            ("grpc.enable_retries", 1),
+            ("grpc.service_config", service_config(service_name, chosen)),
+        ],
+    )

@@ -1,0 +1,106 @@
+"""Decides how one call is made: with a deadline, with errors as Andon's classes, with the peer named in them.
+
+The six clients build on ``ServiceConnection``. It knows nothing of what the calls mean.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Self, TypeVar
+
+import grpc
+
+from andon.client.channel import ChannelOptions, open_channel
+from andon.errors import AndonError, UnavailableError
+from andon.rpc.errors import error_from_rpc
+
+Request = TypeVar("Request")
+Answer = TypeVar("Answer")
+
+
+def new_request_id() -> str:
+    """An id that makes one write safe to repeat."""
+    return uuid.uuid4().hex
+
+
+class ServiceConnection:
+    """A channel to one service and the ways to call over it. Safe to share between threads."""
+
+    def __init__(self, target: str, *, service_name: str, options: ChannelOptions | None = None) -> None:
+        self.target = target
+        self.service_name = service_name
+        self.channel = open_channel(target, service_name=service_name, options=options)
+
+    def close(self) -> None:
+        """Ends calls in progress and closes the channel."""
+        self.channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def unary(
+        self,
+        method: grpc.UnaryUnaryMultiCallable[Request, Answer],
+        request: Request,
+        *,
+        timeout_s: float,
+        wait_for_ready: bool = False,
+    ) -> Answer:
+        """One request, one answer."""
+        try:
+            return method(request, timeout=timeout_s, wait_for_ready=wait_for_ready)
+        except grpc.RpcError as error:
+            raise self._translated(error) from error
+
+    def upload(
+        self,
+        method: grpc.StreamUnaryMultiCallable[Request, Answer],
+        requests: Iterable[Request],
+        *,
+        timeout_s: float,
+        wait_for_ready: bool = False,
+    ) -> Answer:
+        """A stream of requests, one answer."""
+        try:
+            return method(iter(requests), timeout=timeout_s, wait_for_ready=wait_for_ready)
+        except grpc.RpcError as error:
+            raise self._translated(error) from error
+
+    def stream(
+        self,
+        method: grpc.UnaryStreamMultiCallable[Request, Answer],
+        request: Request,
+        *,
+        timeout_s: float | None,
+        wait_for_ready: bool = False,
+    ) -> Iterator[Answer]:
+        """One request, a stream of answers. Closing the iterator cancels the call."""
+        call = method(request, timeout=timeout_s, wait_for_ready=wait_for_ready)
+        try:
+            yield from call
+        except grpc.RpcError as error:
+            raise self._translated(error) from error
+        finally:
+            call.cancel()
+
+    def _translated(self, error: grpc.RpcError) -> AndonError:
+        translated = error_from_rpc(error)
+        if not isinstance(translated, UnavailableError):
+            return translated
+        short_name = self.service_name.rsplit(".", 1)[-1]
+        facts = {**translated.metadata, "service": short_name, "target": self.target}
+        return UnavailableError(
+            f"{short_name} at {self.target} cannot be reached: {translated.message}",
+            reason=translated.reason,
+            **facts,
+        )

@@ -1,0 +1,239 @@
+"""The policy service as a client sees it: samples, new weights, the model in use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from andon.api.policy.v1 import policy_service_pb2 as policy_pb2
+from andon.api.policy.v1 import policy_service_pb2_grpc as policy_grpc
+from andon.client.channel import ChannelOptions
+from andon.client.connection import ServiceConnection, new_request_id
+from andon.client.values import (
+    CallTiming,
+    ModelInfo,
+    TextOrIds,
+    model_info_from_proto,
+    prompt_to_proto,
+    timing_from_proto,
+)
+from andon.modeling.versions import ModelVersion
+from andon.rpc.convert import duration_to_seconds, model_version_from_proto, model_version_to_proto
+
+FinishReason = Literal["eos", "stop", "length", "unspecified"]
+
+_FINISH_REASONS: dict[int, FinishReason] = {
+    policy_pb2.FINISH_REASON_EOS: "eos",
+    policy_pb2.FINISH_REASON_STOP: "stop",
+    policy_pb2.FINISH_REASON_LENGTH: "length",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParameters:
+    """How tokens are drawn."""
+
+    max_new_tokens: int  # the end-of-sequence token included
+    samples_per_prompt: int = 1
+    temperature: float = 1.0  # 0 takes the most probable token
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    seed: int | None = None  # drawn by the service when None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One response and the version that wrote it."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    logprobs: tuple[float, ...]  # nats, one per token, at the sampling temperature
+    finish_reason: FinishReason
+    model: ModelVersion
+    first_token_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptSamples:
+    """The responses to one prompt."""
+
+    prompt_token_ids: tuple[int, ...]
+    samples: tuple[Sample, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleResult:
+    """The answer to one call."""
+
+    results: tuple[PromptSamples, ...]  # in the order of the prompts
+    model: ModelVersion
+    seed: int
+    timing: CallTiming
+
+    @property
+    def queue_s(self) -> float:
+        return self.timing.queue_s
+
+    @property
+    def compute_s(self) -> float:
+        return self.timing.compute_s
+
+
+class TensorSpecLike(Protocol):
+    """One tensor of a set of weights."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+
+class WeightsHeaderLike(Protocol):
+    """What ``andon.modeling.weight_codec`` says about a set of weights before their bytes."""
+
+    @property
+    def model(self) -> ModelVersion: ...
+    @property
+    def tensors(self) -> Sequence[TensorSpecLike]: ...
+    @property
+    def size_bytes(self) -> int: ...
+
+
+class WeightsChunkLike(Protocol):
+    """A piece of the weights' bytes."""
+
+    @property
+    def offset_bytes(self) -> int: ...
+    @property
+    def data(self) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsAcknowledgement:
+    """A replica's word that it uses new weights."""
+
+    model: ModelVersion  # with the digest that the receiver computed
+    apply_s: float
+
+
+class PolicyClient(ServiceConnection):
+    """Calls one policy replica, or all of them when the target is a balanced name."""
+
+    def __init__(self, target: str, *, options: ChannelOptions | None = None) -> None:
+        super().__init__(target, service_name="andon.api.policy.v1.PolicyService", options=options)
+        self._stub = policy_grpc.PolicyServiceStub(self.channel)
+
+    def sample(
+        self,
+        prompts: Sequence[TextOrIds],
+        parameters: SamplingParameters,
+        *,
+        required_model: ModelVersion | None = None,
+        timeout_s: float = 600.0,
+        wait_for_ready: bool = False,
+    ) -> SampleResult:
+        """Writes responses to the prompts, in one call so that the seed covers all of them."""
+        request = policy_pb2.SampleRequest(
+            request_id=new_request_id(),
+            prompts=[prompt_to_proto(prompt) for prompt in prompts],
+            parameters=_parameters_to_proto(parameters),
+            required_model=None if required_model is None else model_version_to_proto(required_model),
+        )
+        answer = self.unary(self._stub.Sample, request, timeout_s=timeout_s, wait_for_ready=wait_for_ready)
+        return SampleResult(
+            results=tuple(_prompt_samples(result) for result in answer.results),
+            model=model_version_from_proto(answer.model),
+            seed=answer.seed,
+            timing=timing_from_proto(answer.timing),
+        )
+
+    def update_weights(
+        self,
+        header: WeightsHeaderLike,
+        chunks: Iterable[WeightsChunkLike],
+        *,
+        timeout_s: float = 600.0,
+        wait_for_ready: bool = False,
+    ) -> WeightsAcknowledgement:
+        """Sends weights to this replica; returns when they are in use."""
+        answer = self.upload(
+            self._stub.UpdateWeights,
+            _weight_messages(header, chunks),
+            timeout_s=timeout_s,
+            wait_for_ready=wait_for_ready,
+        )
+        return WeightsAcknowledgement(
+            model=model_version_from_proto(answer.model), apply_s=duration_to_seconds(answer.apply_duration)
+        )
+
+    def load_model(self, name: str, *, timeout_s: float = 600.0, wait_for_ready: bool = False) -> ModelInfo:
+        """Makes the service use a version from the model store."""
+        answer = self.unary(
+            self._stub.LoadModel,
+            policy_pb2.LoadModelRequest(model=name),
+            timeout_s=timeout_s,
+            wait_for_ready=wait_for_ready,
+        )
+        return model_info_from_proto(answer.info)
+
+    def model_info(self, *, timeout_s: float = 30.0, wait_for_ready: bool = False) -> ModelInfo:
+        """Describes the model in use."""
+        answer = self.unary(
+            self._stub.GetModelInfo,
+            policy_pb2.GetModelInfoRequest(),
+            timeout_s=timeout_s,
+            wait_for_ready=wait_for_ready,
+        )
+        return model_info_from_proto(answer.info)
+
+
+def _parameters_to_proto(parameters: SamplingParameters) -> policy_pb2.SamplingParameters:
+    return policy_pb2.SamplingParameters(
+        samples_per_prompt=parameters.samples_per_prompt,
+        temperature=parameters.temperature,
+        top_p=parameters.top_p,
+        max_new_tokens=parameters.max_new_tokens,
+        stop=parameters.stop,
+        stop_token_ids=parameters.stop_token_ids,
+        seed=parameters.seed,
+    )
+
+
+def _prompt_samples(result: policy_pb2.PromptSamples) -> PromptSamples:
+    return PromptSamples(
+        prompt_token_ids=tuple(result.prompt_token_ids),
+        samples=tuple(
+            Sample(
+                token_ids=tuple(sample.token_ids),
+                text=sample.text,
+                logprobs=tuple(sample.logprobs),
+                finish_reason=_FINISH_REASONS.get(sample.finish_reason, "unspecified"),
+                model=model_version_from_proto(sample.model),
+                first_token_s=duration_to_seconds(sample.first_token_duration),
+            )
+            for sample in result.samples
+        ),
+    )
+
+
+def _weight_messages(
+    header: WeightsHeaderLike, chunks: Iterable[WeightsChunkLike]
+) -> Iterator[policy_pb2.UpdateWeightsRequest]:
+    yield policy_pb2.UpdateWeightsRequest(
+        header=policy_pb2.WeightsHeader(
+            model=model_version_to_proto(header.model),
+            tensors=[
+                policy_pb2.TensorSpec(name=tensor.name, dtype=tensor.dtype, shape=tensor.shape)
+                for tensor in header.tensors
+            ],
+            size_bytes=header.size_bytes,
+        )
+    )
+    for chunk in chunks:
+        yield policy_pb2.UpdateWeightsRequest(
+            chunk=policy_pb2.WeightsChunk(offset_bytes=chunk.offset_bytes, data=chunk.data)
+        )
