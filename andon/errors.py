@@ -12,8 +12,8 @@
     ├── DataLossError             bytes are missing or wrong
     └── InternalError             a defect of ours
 
-Each package draws its own errors under these in its ``errors.py``. ``andon.rpc.errors`` turns them into a gRPC
-status with ``google.rpc.ErrorInfo`` and back; nothing here knows of gRPC.
+Each package draws its own errors under these in its ``errors.py``. ``andon.rpc.errors`` turns them into a
+gRPC status with ``google.rpc.ErrorInfo`` and back; nothing here knows of gRPC.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from typing import ClassVar
 class AndonError(Exception):
     """An error with a stable reason and facts about it.
 
-    ``code`` is the name of the canonical gRPC status. ``reason`` is an UPPER_SNAKE_CASE word that a program may
-    test. ``metadata`` holds further facts as text, for example the field that is wrong.
+    ``code`` is the name of the canonical gRPC status. ``reason`` is an UPPER_SNAKE_CASE word that a program
+    may test. ``metadata`` holds further facts as text, for example the field that is wrong.
     """
 
     code: ClassVar[str] = "UNKNOWN"

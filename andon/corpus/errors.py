@@ -1,11 +1,11 @@
 """What can be wrong with a data source.
 
-    AndonError
-    ├── NotFoundError
-    │   └── SourceNotFoundError     nothing is there
-    └── InvalidArgumentError
-        ├── UnknownFormatError      the rows are of no known shape
-        └── MalformedRowError       one row breaks the shape of the others
+AndonError
+├── NotFoundError
+│   └── SourceNotFoundError     nothing is there
+└── InvalidArgumentError
+    ├── UnknownFormatError      the rows are of no known shape
+    └── MalformedRowError       one row breaks the shape of the others
 """
 
 from __future__ import annotations

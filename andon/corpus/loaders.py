@@ -3,12 +3,12 @@
 A source is one of
 
     path/to/rows.jsonl       a JSON Lines file, ``.gz`` or not
-    path/to/folder           every such file in it whose rows have the wanted shape, and for documents ``*.txt`` too
-    path/to/folder#train     only files whose name begins with the split's name
+    path/to/folder           every such file in it whose rows have the wanted shape, and for documents
+    ``*.txt`` too path/to/folder#train     only files whose name begins with the split's name
     hf:NAME  hf:NAME#train   a Hugging Face data set, by the ``datasets`` library
 
-The training stages and the CLI call this. Shapes of rows are told apart by ``andon.corpus.formats``. A row that
-breaks the shape of its file is an error with its number, never skipped.
+The training stages and the CLI call this. Shapes of rows are told apart by ``andon.corpus.formats``. A row
+that breaks the shape of its file is an error with its number, never skipped.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ def load_comparisons(source: str) -> list[ComparisonRecord]:
 
     comparisons = [
         record
-        for origin, rows in _open_source(source, lambda row: comparison_reader(row) is not None, "comparisons")
+        for origin, rows in _open_source(
+            source, lambda row: comparison_reader(row) is not None, "comparisons"
+        )
         for record in _read(origin, rows, read)
     ]
     if not comparisons:

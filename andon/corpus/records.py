@@ -1,7 +1,7 @@
 """The records that travel between loaders, services and training stages.
 
-Loaders make them, the labeling client turns answers into them, the training stages read them. Token ids do not
-occur here: text is the common ground of models with different vocabularies.
+Loaders make them, the labeling client turns answers into them, the training stages read them. Token ids do
+not occur here: text is the common ground of models with different vocabularies.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class CandidateRecord:
 class ComparisonRecord:
     """One person's decision about the candidates for one document.
 
-    ``tiers`` holds candidate indices, best tier first; candidates of one tier are tied. A best-of-K choice, which
+    ``tiers`` holds candidate indices, best tier first; candidates of one tier are tied. A best-of-K choice,
+    which
     says nothing about the others, has the best one alone in the first tier, all others in the second, and
     ``only_best_known`` set.
     """
