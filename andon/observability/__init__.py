@@ -1,1 +1,1 @@
-"""observability"""
+"""What an operator sees of a process: structured logs and Prometheus metrics. Imports no torch."""
