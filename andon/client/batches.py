@@ -12,7 +12,9 @@ from andon.client.values import TextOrIds
 Item = tuple[TextOrIds, Sequence[TextOrIds]]
 
 MAX_ITEMS_PER_CALL = 512
-MAX_CALL_BYTES = 8 * 1024 * 1024  # well under the 64 MiB of a message; log-probabilities come back as 4 bytes a token
+MAX_CALL_BYTES = (
+    8 * 1024 * 1024
+)  # well under the 64 MiB of a message; log-probabilities come back as 4 bytes a token
 
 
 def item_bytes(item: Item) -> int:

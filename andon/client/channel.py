@@ -1,9 +1,9 @@
 """Decides how a client reaches a service: address, balancing, health, retries, message sizes, keepalive.
 
-Every client in this package opens its channel here. The policy in one place: names are resolved by DNS and calls
-spread round robin over the replicas that call themselves healthy; UNAVAILABLE is tried again, at most four times in
-all with growing, jittered pauses, because every write carries a request id; nothing else is repeated. Transport
-security is left to the deployment in front of the services.
+Every client in this package opens its channel here. The policy in one place: names are resolved by DNS and
+calls spread round robin over the replicas that call themselves healthy; UNAVAILABLE is tried again, at most
+four times in all with growing, jittered pauses, because every write carries a request id; nothing else is
+repeated. Transport security is left to the deployment in front of the services.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ The six clients build on ``ServiceConnection``. It knows nothing of what the cal
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -83,7 +83,7 @@ class ServiceConnection:
         *,
         timeout_s: float | None,
         wait_for_ready: bool = False,
-    ) -> Iterator[Answer]:
+    ) -> Generator[Answer, None, None]:
         """One request, a stream of answers. Closing the iterator cancels the call."""
         call = method(request, timeout=timeout_s, wait_for_ready=wait_for_ready)
         try:

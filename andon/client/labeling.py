@@ -81,8 +81,8 @@ class LabelingClient(ServiceConnection):
     ) -> list[str]:
         """Adds tasks to a batch and returns their ids, in order.
 
-        Many tasks go out as several calls. With a ``request_id`` of the caller's own the whole submission may be
-        repeated after a failure: each part's id is derived from it.
+        Many tasks go out as several calls. With a ``request_id`` of the caller's own the whole submission may
+        be repeated after a failure: each part's id is derived from it.
         """
         base_id = request_id or new_request_id()
         task_ids: list[str] = []
@@ -159,8 +159,8 @@ class LabelingClient(ServiceConnection):
     ) -> Iterator[ComparisonRecord]:
         """Streams answers in the order in which they were recorded.
 
-        A stream that breaks is continued after the last comparison received. ``timeout_s`` holds for each stream;
-        ``follow`` without a timeout waits for further answers for ever.
+        A stream that breaks is continued after the last comparison received. ``timeout_s`` holds for each
+        stream; ``follow`` without a timeout waits for further answers for ever.
         """
         cursor, breaks = after_comparison_id, 0
         while True:

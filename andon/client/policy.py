@@ -74,10 +74,12 @@ class SampleResult:
 
     @property
     def queue_s(self) -> float:
+        """From arrival to the first model work."""
         return self.timing.queue_s
 
     @property
     def compute_s(self) -> float:
+        """Model work on this call."""
         return self.timing.compute_s
 
 
@@ -85,31 +87,52 @@ class TensorSpecLike(Protocol):
     """One tensor of a set of weights."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The parameter's name in the state dictionary."""
+        ...
+
     @property
-    def dtype(self) -> str: ...
+    def dtype(self) -> str:
+        """One of "float32", "bfloat16" and "float16"."""
+        ...
+
     @property
-    def shape(self) -> Sequence[int]: ...
+    def shape(self) -> Sequence[int]:
+        """The sizes of its dimensions."""
+        ...
 
 
 class WeightsHeaderLike(Protocol):
     """What ``andon.modeling.weight_codec`` says about a set of weights before their bytes."""
 
     @property
-    def model(self) -> ModelVersion: ...
+    def model(self) -> ModelVersion:
+        """The version being sent, with its digest."""
+        ...
+
     @property
-    def tensors(self) -> Sequence[TensorSpecLike]: ...
+    def tensors(self) -> Sequence[TensorSpecLike]:
+        """All tensors, in the order of their bytes."""
+        ...
+
     @property
-    def size_bytes(self) -> int: ...
+    def size_bytes(self) -> int:
+        """The bytes that follow in all."""
+        ...
 
 
 class WeightsChunkLike(Protocol):
     """A piece of the weights' bytes."""
 
     @property
-    def offset_bytes(self) -> int: ...
+    def offset_bytes(self) -> int:
+        """Where the piece begins."""
+        ...
+
     @property
-    def data(self) -> bytes: ...
+    def data(self) -> bytes:
+        """The bytes themselves."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -91,9 +91,7 @@ class RewardClient(ServiceConnection):
                 ],
                 required_model=None if model is None else model_version_to_proto(model),
             )
-            answer = self.unary(
-                self._stub.Score, request, timeout_s=timeout_s, wait_for_ready=wait_for_ready
-            )
+            answer = self.unary(self._stub.Score, request, timeout_s=timeout_s, wait_for_ready=wait_for_ready)
             rows.extend(
                 tuple(
                     SummaryScore(

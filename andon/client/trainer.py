@@ -126,9 +126,7 @@ class TrainerClient(ServiceConnection):
     def resume(self, run_id: str, *, timeout_s: float = 120.0, wait_for_ready: bool = False) -> Run:
         """Continues a paused, interrupted or failed run from its last checkpoint."""
         request = trainer_pb2.ResumeRunRequest(run_id=run_id)
-        answer = self.unary(
-            self._stub.ResumeRun, request, timeout_s=timeout_s, wait_for_ready=wait_for_ready
-        )
+        answer = self.unary(self._stub.ResumeRun, request, timeout_s=timeout_s, wait_for_ready=wait_for_ready)
         return _run(answer.run)
 
     def stop(self, run_id: str, *, reason: str = "", timeout_s: float = 120.0) -> Run:
@@ -220,7 +218,7 @@ def _run(run: trainer_pb2.Run) -> Run:
     )
 
 
-def _state(state: trainer_pb2.RunState) -> RunState:
+def _state(state: trainer_pb2.RunState.ValueType) -> RunState:
     return RunState(trainer_pb2.RunState.Name(state).removeprefix("RUN_STATE_").lower())
 
 
