@@ -52,7 +52,7 @@ def service_config(service_name: str, options: ChannelOptions) -> str:
 
 
 def open_channel(target: str, *, service_name: str, options: ChannelOptions | None = None) -> grpc.Channel:
-    """A channel to ``target`` ("host:port", or any gRPC name such as "dns:///policy:50051" or "unix:path")."""
+    """A channel to ``target``: "host:port", or a gRPC name such as "dns:///policy:50051" or "unix:path"."""
     chosen = options or ChannelOptions()
     return grpc.insecure_channel(
         target,

@@ -21,7 +21,7 @@ class Health(StrEnum):
 
 
 def check_health(target: str, *, timeout_s: float) -> Health:
-    """The health of the process behind ``target``. An answer other than a status is raised as Andon's error."""
+    """The health of the process behind ``target``. A refusal is raised as Andon's error."""
     with grpc.insecure_channel(target) as channel:
         # The generated stub is untyped.
         stub: Any = health_pb2_grpc.HealthStub(channel)
