@@ -80,10 +80,11 @@ class StageContext(Protocol):
         phase: str,
         metrics: Mapping[str, float],
         state: Callable[[], StageState],
+        checkpoint: bool = False,
     ) -> None:
         """Report that ``step`` of ``total`` steps are done; call it after every optimizer step or policy update.
 
-        Saves ``state()`` as a checkpoint at the configured interval, then obeys the controls as ``obey`` does.
+        Saves ``state()`` as a checkpoint at the configured interval or when ``checkpoint`` is set, then obeys the controls as ``obey`` does.
         ``phase`` is "train" or "validate" (SFT, reward model) or "update" (PPO). Metric names carry their units.
         A value that is not finite fails the run before anything is saved; leave out a metric that is undefined.
         """

@@ -1,0 +1,301 @@
+"""One run at work: the thread that carries its stage from PENDING to its end.
+
+``RunThread`` is the ``StageContext`` that the stage sees. It saves checkpoints, keeps the record up to date and obeys
+the controls. Made by ``services.trainer.runner``, which decides whether a run may start; what training means is the
+stage's affair.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+import torch
+
+from andon.errors import AndonError
+from andon.modeling.store import ModelStore
+from andon.modeling.versions import ModelVersion
+from services.trainer.checkpoint import CheckpointFolder
+from services.trainer.controls import Demand, Hold, Interrupt, RunControls, Stop
+from services.trainer.errors import NotFiniteError
+from services.trainer.guards.cord import CordGuard
+from services.trainer.metrics import TrainerMetrics
+from services.trainer.run_records import ModelPublished, Progress, RunRecord, RunState, StateChanged
+from services.trainer.runs import RunRegistry
+from services.trainer.stages.context import (
+    RunInterrupted,
+    RunStopped,
+    Stage,
+    StageClients,
+    StageContext,
+    StageState,
+)
+
+_log = structlog.stdlib.get_logger(__name__)
+
+
+class OpenClients(Protocol):
+    """Connections of one run."""
+
+    @property
+    def stage_clients(self) -> StageClients:
+        """What the stage may call."""
+        ...
+
+    def close(self) -> None:
+        """End calls in progress and close all."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    """How every run of this process is carried out."""
+
+    threads: int
+    device: str
+    kept_checkpoints: int
+    checkpoint_interval_s: float
+
+
+class RunThread:
+    """A run that this process works on. Give it to ``start`` once."""
+
+    def __init__(
+        self,
+        record: RunRecord,
+        *,
+        registry: RunRegistry,
+        store: ModelStore,
+        settings: RunSettings,
+        metrics: TrainerMetrics,
+        clients: OpenClients,
+        open_cord_guard: Callable[[Callable[[], None]], CordGuard] | None,
+        build_stage: Callable[[StageContext], Stage],
+        checkpoint_interval: int | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``checkpoint_interval`` counts steps; None saves by time. ``open_cord_guard`` None obeys no cord."""
+        self._record = record
+        self._registry = registry
+        self._store = store
+        self._settings = settings
+        self._metrics = metrics
+        self._clients = clients
+        self._build_stage = build_stage
+        self._checkpoint_interval = checkpoint_interval
+        self._clock = clock
+        self._checkpoints = CheckpointFolder(
+            registry.folder(record.run_id) / "checkpoints", keep=settings.kept_checkpoints
+        )
+        self.controls = RunControls(self._cord_hold)
+        self._cord_guard = None if open_cord_guard is None else open_cord_guard(self.controls.cord_changed)
+        self._thread = threading.Thread(target=self._run, name=f"run-{record.run_id}", daemon=True)
+        self._last_saved_s = clock()
+        self._pace_from: tuple[float, int] | None = None  # time and step of the first step_done in this process
+        self._waiting_for = ""
+
+    # What the runner calls
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the end; whether it has come."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    # StageContext, called from the run's thread
+
+    @property
+    def run_id(self) -> str:
+        """Names the run."""
+        return self._record.run_id
+
+    @property
+    def store(self) -> ModelStore:
+        """The model store."""
+        return self._store
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of torch."""
+        return self._settings.threads
+
+    @property
+    def device(self) -> str:
+        """Where models live."""
+        return self._settings.device
+
+    @property
+    def clients(self) -> StageClients:
+        """The other services."""
+        return self._clients.stage_clients
+
+    def restored_state(self) -> StageState | None:
+        """The newest good checkpoint's state; says which damaged ones were passed over."""
+        checkpoint = self._checkpoints.load_newest()
+        if checkpoint is None:
+            return None
+        if checkpoint.passed_over:
+            self._metrics.checkpoints_passed_over.inc(len(checkpoint.passed_over))
+            _log.error("checkpoints_passed_over", run_id=self.run_id, names=checkpoint.passed_over)
+            names = ", ".join(checkpoint.passed_over)
+            self._change_state(
+                RunState.RUNNING, f"continues from checkpoint {checkpoint.number}; damaged and passed over: {names}"
+            )
+        _log.info("checkpoint_restored", run_id=self.run_id, number=checkpoint.number)
+        return checkpoint.state
+
+    def step_done(
+        self,
+        *,
+        step: int,
+        total: int,
+        phase: str,
+        metrics: Mapping[str, float],
+        state: Callable[[], StageState],
+        checkpoint: bool = False,
+    ) -> None:
+        """Record a step, save it when due, then obey."""
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise NotFiniteError(quantity=name, step=step)
+        saved = checkpoint or self._checkpoint_is_due(step)
+        if saved:
+            self._save(state())
+        self._registry.report(
+            self.run_id,
+            Progress(
+                step=step,
+                total_steps=total,
+                phase=phase,
+                metrics=dict(metrics),
+                remaining_s=self._remaining_s(step, total),
+            ),
+        )
+        self._metrics.step_done(self._record.stage, step=step, total=total, metrics=metrics)
+        self._obey(state, saved=saved)
+
+    def obey(self, state: Callable[[], StageState]) -> None:
+        """Obey what is asked at this moment."""
+        self._obey(state, saved=False)
+
+    def published(self, model: ModelVersion, *, stored: bool) -> None:
+        """Record a written version."""
+        self._metrics.models_published.labels("store" if stored else "samplers").inc()
+        self._registry.update(self.run_id, ModelPublished(model=model, stored=stored), output_model=model)
+
+    def waiting(self, message: str) -> None:
+        """Tell watchers, once per message, what the run waits for."""
+        if message == self._waiting_for:
+            return
+        if message:
+            self._metrics.peer_waits.inc()
+            _log.warning("run_waits", run_id=self.run_id, message=message)
+        self._waiting_for = message
+        self._change_state(RunState.RUNNING, message)
+
+    # Inside
+
+    def _run(self) -> None:
+        state, message = RunState.FAILED, ""
+        try:
+            torch.set_num_threads(self._settings.threads)
+            if self._cord_guard is not None:
+                self._cord_guard.start()
+            self._change_state(RunState.RUNNING, "")
+            model = self._build_stage(self).run()
+            state, message = RunState.SUCCEEDED, f"wrote {model}"
+        except RunStopped as halted:
+            state, message = RunState.STOPPED, str(halted)
+        except RunInterrupted:
+            state, message = RunState.INTERRUPTED, "the trainer was shut down"
+        except AndonError as error:
+            message = f"{error.reason}: {error.message}"
+            _log.error("run_failed", run_id=self.run_id, reason=error.reason, message=error.message)
+        except Exception as error:
+            # The thread's outermost frame: the run fails, the service and the other runs live on.
+            message = f"a defect of the trainer: {type(error).__name__}: {error}"
+            _log.exception("run_failed", run_id=self.run_id)
+        finally:
+            self._clients.close()
+            if self._cord_guard is not None:
+                self._cord_guard.close()
+            self._metrics.cord_holding.set(0)
+        self._metrics.runs_ended.labels(state.value).inc()
+        _log.info("run_ended", run_id=self.run_id, state=state.value)
+        self._change_state(state, message)
+
+    def _obey(self, state: Callable[[], StageState], *, saved: bool) -> None:
+        demand = self.controls.demand()
+        if demand is None:
+            return
+        if not saved:
+            self._save(state())
+        while isinstance(demand, Hold):
+            demand = self._stand_still(demand)
+        match demand:
+            case Stop(reason=reason):
+                raise RunStopped(reason)
+            case Interrupt():
+                raise RunInterrupted
+            case None:
+                self._pace_from = None  # the time stood still says nothing of the pace
+                self._registry.update(
+                    self.run_id, StateChanged(state=RunState.RUNNING), state=RunState.RUNNING, status_message="",
+                    paused_by_person=False,
+                )
+                self._metrics.state_changed(RunState.RUNNING)
+
+    def _stand_still(self, hold: Hold) -> Demand | None:
+        _log.warning("run_held", run_id=self.run_id, by_person=hold.by_person, reason=hold.reason)
+        self._metrics.cord_holding.set(0 if hold.by_person else 1)
+        self._metrics.state_changed(RunState.PAUSED)
+        self._registry.update(
+            self.run_id,
+            StateChanged(state=RunState.PAUSED, message=hold.reason),
+            state=RunState.PAUSED,
+            status_message=hold.reason,
+            paused_by_person=hold.by_person,
+        )
+        demand = self.controls.wait_for_change(hold)
+        self._metrics.cord_holding.set(0)
+        return demand
+
+    def _cord_hold(self) -> str | None:
+        return None if self._cord_guard is None else self._cord_guard.hold()
+
+    def _change_state(self, state: RunState, message: str) -> None:
+        self._metrics.state_changed(state)
+        self._registry.update(
+            self.run_id, StateChanged(state=state, message=message), state=state, status_message=message
+        )
+
+    def _checkpoint_is_due(self, step: int) -> bool:
+        if self._checkpoint_interval is not None:
+            return step % self._checkpoint_interval == 0
+        return self._clock() - self._last_saved_s >= self._settings.checkpoint_interval_s
+
+    def _save(self, state: StageState) -> None:
+        started_s = self._clock()
+        path = self._checkpoints.save(state)
+        self._last_saved_s = self._clock()
+        self._metrics.checkpoint_seconds.observe(self._last_saved_s - started_s)
+        self._registry.update(self.run_id, unfruitful_starts=0)
+        _log.info("checkpoint_saved", run_id=self.run_id, path=str(path))
+
+    def _remaining_s(self, step: int, total: int) -> float | None:
+        now_s = self._clock()
+        if self._pace_from is None or total <= 0:
+            self._pace_from = (now_s, step)
+            return None
+        from_s, from_step = self._pace_from
+        if step <= from_step:
+            return None
+        return (now_s - from_s) / (step - from_step) * max(total - step, 0)
