@@ -7,20 +7,40 @@ scrape also sees the drain. The registry is passed in; nothing here touches the 
 from __future__ import annotations
 
 import platform
+import socket
 from threading import Thread
-from wsgiref.simple_server import WSGIServer
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import CollectorRegistry, Gauge, GCCollector, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, Gauge, GCCollector, ProcessCollector, make_wsgi_app
+from prometheus_client.exposition import ThreadingWSGIServer
 
 from andon import __version__
+
+# How often the exporter looks whether it should end. The library's own server looks every half second,
+# which a stop of the whole process would wait for.
+STOP_CHECK_INTERVAL_S = 0.05
+
+
+class _QuietRequestHandler(WSGIRequestHandler):
+    """Writes no line for a scrape."""
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it so
+        """Leave scrapes out of the log."""
+
+
+class _IPv6Server(ThreadingWSGIServer):
+    address_family = socket.AF_INET6
 
 
 class MetricsServer:
     """The running exporter. ``close`` frees its port."""
 
-    def __init__(self, server: WSGIServer, thread: Thread) -> None:
+    def __init__(self, server: WSGIServer) -> None:
         self._server = server
-        self._thread = thread
+        self._thread = Thread(
+            target=server.serve_forever, args=(STOP_CHECK_INTERVAL_S,), name="metrics", daemon=True
+        )
+        self._thread.start()
 
     @property
     def port(self) -> int:
@@ -35,11 +55,14 @@ class MetricsServer:
 
 
 def start_metrics_server(registry: CollectorRegistry, host: str, port: int) -> MetricsServer:
-    """Serve ``registry`` at ``http://host:port/metrics``; port 0 takes a free one. Raises OSError when it
-    is taken.
+    """Serve ``registry`` at ``http://host:port/metrics``; port 0 takes a free one.
+
+    Raises OSError when the port is taken or the address is not this machine's.
     """
-    server, thread = start_http_server(port, addr=host, registry=registry)
-    return MetricsServer(server, thread)
+    server_class = _IPv6Server if ":" in host else ThreadingWSGIServer
+    return MetricsServer(
+        make_server(host, port, make_wsgi_app(registry), server_class, handler_class=_QuietRequestHandler)
+    )
 
 
 def register_process_metrics(registry: CollectorRegistry, *, service: str) -> None:

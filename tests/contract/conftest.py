@@ -1,0 +1,63 @@
+"""Servers on loopback for the contract tests.
+
+All servers of a test process live on one event loop in one thread, as grpc.aio likes it; the tests
+themselves are plain functions with blocking clients.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import grpc
+import pytest
+from prometheus_client import CollectorRegistry
+
+from andon.rpc.config import ServerConfig
+from andon.rpc.server import RunningServer
+from andon.rpc.service import Service
+
+START_TIMEOUT_S = 60
+
+Serve = Callable[..., RunningServer]
+
+
+@pytest.fixture(scope="session")
+def server_loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """The event loop of all servers, in its own thread."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="servers", daemon=True)
+    thread.start()
+    yield loop
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+@pytest.fixture
+def serve(server_loop: asyncio.AbstractEventLoop) -> Iterator[Serve]:
+    """``serve(service, config)`` starts a server, ready to be called, and drains it after the test."""
+    with ExitStack() as servers:
+
+        def start(
+            service: Service, config: ServerConfig, registry: CollectorRegistry | None = None
+        ) -> RunningServer:
+            running = RunningServer(service, config, registry or CollectorRegistry())
+            asyncio.run_coroutine_threadsafe(running.__aenter__(), server_loop).result(START_TIMEOUT_S)
+
+            def stop() -> None:
+                asyncio.run_coroutine_threadsafe(running.stop(grace_s=5.0), server_loop).result(
+                    START_TIMEOUT_S
+                )
+
+            servers.callback(stop)
+            return running
+
+        yield start
+
+
+@pytest.fixture
+def connect() -> Iterator[Callable[[RunningServer], grpc.Channel]]:
+    """``connect(running)`` opens a plain channel and closes it after the test."""
+    with ExitStack() as channels:
+        yield lambda running: channels.enter_context(grpc.insecure_channel(running.target))
