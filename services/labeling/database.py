@@ -1,0 +1,181 @@
+"""How this service talks to its database: engine, transactions, and what a failure means.
+
+The stores hand functions of a connection to :meth:`Database.read` and :meth:`Database.write`. A write has
+either reached the disk when it returns, or it raises; a database that is locked, full or gone raises
+:class:`DatabaseUnavailableError`, which callers may repeat. All that is special to SQLite stands at the
+end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+import structlog
+
+from andon.errors import FailedPreconditionError
+from services.labeling import schema
+from services.labeling.errors import DatabaseUnavailableError
+
+T = TypeVar("T")
+
+_log = structlog.get_logger(__name__)
+
+_COUNTERS = ("batch", "task", "comparison", "cord_event")
+_WRITES = "andon_writes"
+
+
+class Database:
+    """An engine with transactions. Usable from several threads."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        new_seed: Callable[[], str],
+        lock_wait_s: float = 5.0,
+        on_failure: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Name the database by its SQLAlchemy URL; nothing is touched before :meth:`open`.
+
+        ``new_seed`` is asked once in a database's life, when it is empty. ``lock_wait_s`` is how long a
+        write waits for other processes. ``on_failure`` hears of every failed transaction.
+        """
+        self._on_failure = on_failure
+        self.engine = _create_engine(url, lock_wait_s=lock_wait_s)
+        # SQLite has one writer at a time; inside one process a lock queues better than its polling.
+        self._write_turn: contextlib.AbstractContextManager[object] = (
+            threading.Lock() if self.engine.dialect.name == "sqlite" else contextlib.nullcontext()
+        )
+        self._new_seed = new_seed
+        self._seed: str | None = None
+
+    def open(self) -> None:
+        """Make the tables of an empty database, or check that those found are of this program's version."""
+        self._seed = self.write(lambda connection: _prepare(connection, self._new_seed))
+
+    @property
+    def seed(self) -> str:
+        """From which all orders are drawn; it never changes in a database's life."""
+        if self._seed is None:
+            raise RuntimeError("the database is not open")
+        return self._seed
+
+    @property
+    def max_writers(self) -> int:
+        """How many threads can write at the same time to any use."""
+        return 1 if self.engine.dialect.name == "sqlite" else 4
+
+    def read(self, work: Callable[[sa.Connection], T]) -> T:
+        """Run ``work`` on one consistent view of the database."""
+        with self._failures_translated(), self.engine.connect() as connection, connection.begin():
+            return work(connection)
+
+    def write(self, work: Callable[[sa.Connection], T]) -> T:
+        """Run ``work`` in one transaction that is on disk when this returns, or leaves no trace."""
+        with self._failures_translated(), self._write_turn, self.engine.connect() as connection:
+            connection = connection.execution_options(**{_WRITES: True})
+            with connection.begin():
+                return work(connection)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.engine.dispose()
+
+    @contextlib.contextmanager
+    def _failures_translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (sa.exc.ProgrammingError, sa.exc.DataError, sa.exc.NotSupportedError):
+            raise  # a defect of ours; repeating would not help
+        except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
+            # An IntegrityError belongs here: two processes made the same row, and a repetition sees the
+            # winner's.
+            self._on_failure()
+            _log.warning(
+                "database_failed", kind=type(error).__name__, error=str(getattr(error, "orig", error))
+            )
+            raise DatabaseUnavailableError() from error
+
+
+def take_numbers(connection: sa.Connection, name: str, count: int) -> range:
+    """The next ``count`` numbers of a counter, from 1, without gaps, in the order of commits."""
+    counter = schema.counters
+    last = connection.execute(
+        sa.update(counter)
+        .where(counter.c.name == name)
+        .values(last=counter.c.last + count)
+        .returning(counter.c.last)
+    ).scalar_one()
+    return range(last - count + 1, last + 1)
+
+
+def last_number(connection: sa.Connection, name: str) -> int:
+    """The last number that a counter gave out, 0 for none."""
+    counter = schema.counters
+    return int(connection.execute(sa.select(counter.c.last).where(counter.c.name == name)).scalar_one())
+
+
+def parse_url(url: str) -> sa.URL:
+    """Read a SQLAlchemy URL. Raises ValueError for one that cannot keep what is acknowledged."""
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError as error:
+        raise ValueError("not a SQLAlchemy URL, such as sqlite:///folder/file.sqlite3") from error
+    if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
+        raise ValueError("SQLite in memory would lose acknowledged answers; name a file")
+    return parsed
+
+
+def _prepare(connection: sa.Connection, new_seed: Callable[[], str]) -> str:
+    """Make the tables of an empty database; refuse those of another version. Returns the seed."""
+    schema.metadata.create_all(connection)
+    settings = schema.settings
+    found: dict[str, str] = {row.name: row.value for row in connection.execute(sa.select(settings))}
+    if not found:
+        found = {"schema_version": str(schema.SCHEMA_VERSION), "seed": new_seed()}
+        connection.execute(
+            sa.insert(settings), [{"name": name, "value": value} for name, value in found.items()]
+        )
+        connection.execute(sa.insert(schema.counters), [{"name": name, "last": 0} for name in _COUNTERS])
+    if found["schema_version"] != str(schema.SCHEMA_VERSION):
+        raise FailedPreconditionError(
+            f"the database has schema version {found['schema_version']}, "
+            f"this program needs {schema.SCHEMA_VERSION}",
+            reason="SCHEMA_VERSION",
+        )
+    return found["seed"]
+
+
+def _create_engine(url: str, *, lock_wait_s: float) -> sa.Engine:
+    parsed = parse_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        return sa.create_engine(parsed, pool_pre_ping=True)
+    Path(parsed.database or "").parent.mkdir(parents=True, exist_ok=True)
+    # autocommit leaves BEGIN to us, see _begin_sqlite.
+    engine = sa.create_engine(parsed, connect_args={"timeout": lock_wait_s, "isolation_level": None})
+    sa.event.listen(engine, "connect", _set_up_sqlite)
+    sa.event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _set_up_sqlite(
+    connection: sqlite3.Connection, _record: Any
+) -> None:  # Any: SQLAlchemy's pool record, unused
+    connection.execute("PRAGMA journal_mode = WAL")  # readers and the writer do not wait for each other
+    connection.execute(
+        "PRAGMA synchronous = FULL"
+    )  # a commit returns when it is on disk, also against power loss
+    connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    # A transaction that starts reading and then writes can fail with "locked" whatever the time-out; so
+    # writers take the lock at the start.
+    writes = connection.get_execution_options().get(_WRITES, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

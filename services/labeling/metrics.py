@@ -1,0 +1,69 @@
+"""What this service counts. No labeler, batch or text ever stands in a label."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+
+class LabelingMetrics:
+    """All metrics of the labeling service, in one registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.tasks_submitted = Counter(
+            "andon_labeling_tasks_submitted_total", "Tasks taken in.", registry=registry
+        )
+        self.leases_granted = Counter(
+            "andon_labeling_leases_granted_total",
+            "Tasks handed to labelers, those that came back and went out again included.",
+            registry=registry,
+        )
+        self.answers_recorded = Counter(
+            "andon_labeling_answers_recorded_total", "Answers recorded.", ["decision"], registry=registry
+        )
+        self.requests_repeated = Counter(
+            "andon_labeling_requests_repeated_total",
+            "Requests that were answered before and got the first answer.",
+            ["method"],
+            registry=registry,
+        )
+        self.comparisons_exported = Counter(
+            "andon_labeling_comparisons_exported_total", "Comparisons sent to readers.", registry=registry
+        )
+        self.streams = Gauge(
+            "andon_labeling_streams", "Streams that are open.", ["stream"], registry=registry
+        )
+        self.cord_pulled = Gauge(
+            "andon_cord_pulled",
+            "1 while the cord is pulled and training must stand still.",
+            registry=registry,
+        )
+        self.cord_events = Counter(
+            "andon_cord_events_total", "Pulls and releases of the cord.", ["action"], registry=registry
+        )
+        self.database_seconds = Histogram(
+            "andon_labeling_database_seconds",
+            "Time of a database call, waiting for a thread included.",
+            ["access"],
+            buckets=_SECONDS_BUCKETS,
+            registry=registry,
+        )
+        self.database_calls = Gauge(
+            "andon_labeling_database_calls", "Database calls that wait or run.", registry=registry
+        )
+        self.database_failures = Counter(
+            "andon_labeling_database_failures_total",
+            "Transactions that failed because the database was locked, full, gone or broken.",
+            registry=registry,
+        )
+        for decision in ("choice", "ranking"):
+            self.answers_recorded.labels(decision)
+        for method in ("SubmitTasks", "SubmitAnswers", "PullCord", "ReleaseCord"):
+            self.requests_repeated.labels(method)
+        for stream in ("export", "cord"):
+            self.streams.labels(stream)
+        for action in ("pull", "release"):
+            self.cord_events.labels(action)
+        for access in ("read", "write"):
+            self.database_seconds.labels(access)

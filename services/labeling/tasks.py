@@ -1,0 +1,107 @@
+"""What a task is, and which submissions are taken.
+
+A task is a document with 2 to 9 candidates that a number of labelers compare. The servicer makes these
+values from messages and the store writes them down; where a task stands in the pool is
+:mod:`services.labeling.assignment`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from andon.modeling.versions import ModelVersion
+from services.labeling.errors import InvalidFieldError
+from services.labeling.limits import check_batch, check_text
+
+MIN_CANDIDATES = 2
+MAX_CANDIDATES = 9
+MAX_OVERLAP = 100
+MAX_TASKS_PER_SUBMISSION = 10_000
+MAX_SOURCE_CHARS = 64
+MAX_DOCUMENT_ID_CHARS = 1_000
+
+MAX_FAMILY_CHARS = 1_000
+
+_WEIGHTS_SHA256 = re.compile(r"([0-9a-f]{64})?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One of the texts to compare."""
+
+    text: str
+    source: str = ""
+    policy_version: ModelVersion | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskDraft:
+    """A task as it was submitted."""
+
+    document: str
+    candidates: tuple[Candidate, ...]  # in the submitter's order
+    document_id: str = ""
+    overlap_count: int = 1  # how many labelers answer it
+
+
+def check_submission(batch: str, tasks: Sequence[TaskDraft], *, max_text_chars: int) -> None:
+    """Refuse the whole submission at its first fault."""
+    check_batch(batch)
+    if not tasks:
+        raise InvalidFieldError("at least one task is needed", reason="EMPTY_REQUEST", field="tasks")
+    if len(tasks) > MAX_TASKS_PER_SUBMISSION:
+        raise InvalidFieldError(
+            f"{len(tasks):,} tasks; at most {MAX_TASKS_PER_SUBMISSION:,}",
+            reason="TOO_MANY_TASKS",
+            field="tasks",
+        )
+    for index, task in enumerate(tasks):
+        _check_task(task, field=f"tasks[{index}]", max_text_chars=max_text_chars)
+
+
+def _check_task(task: TaskDraft, *, field: str, max_text_chars: int) -> None:
+    if not task.document or task.document.isspace():
+        raise InvalidFieldError("the document is empty", reason="EMPTY_DOCUMENT", field=f"{field}.document")
+    check_text(task.document, field=f"{field}.document", max_chars=max_text_chars)
+    check_text(task.document_id, field=f"{field}.document_id", max_chars=MAX_DOCUMENT_ID_CHARS)
+    if not MIN_CANDIDATES <= len(task.candidates) <= MAX_CANDIDATES:
+        raise InvalidFieldError(
+            f"{len(task.candidates)} candidates; {MIN_CANDIDATES} to {MAX_CANDIDATES} are needed",
+            reason="CANDIDATE_COUNT",
+            field=f"{field}.candidates",
+        )
+    if not 1 <= task.overlap_count <= MAX_OVERLAP:
+        raise InvalidFieldError(
+            f"{task.overlap_count}; 1 to {MAX_OVERLAP}",
+            reason="INVALID_OVERLAP",
+            field=f"{field}.overlap_count",
+        )
+    for place, candidate in enumerate(task.candidates):
+        _check_candidate(candidate, field=f"{field}.candidates[{place}]", max_text_chars=max_text_chars)
+
+
+def _check_candidate(candidate: Candidate, *, field: str, max_text_chars: int) -> None:
+    if not candidate.text or candidate.text.isspace():
+        raise InvalidFieldError("the candidate is empty", reason="EMPTY_CANDIDATE", field=f"{field}.text")
+    check_text(candidate.text, field=f"{field}.text", max_chars=max_text_chars)
+    check_text(candidate.source, field=f"{field}.source", max_chars=MAX_SOURCE_CHARS)
+    written_by = candidate.policy_version
+    if written_by is None:
+        return
+    field = f"{field}.policy_version"
+    # A model from outside the store has its folder or public name as family, and version 0.
+    if not written_by.family or written_by.version < 0:
+        raise InvalidFieldError(
+            "needs a name and a version that is not negative; leave it away for other texts",
+            reason="INVALID_POLICY_VERSION",
+            field=field,
+        )
+    check_text(written_by.family, field=field, max_chars=MAX_FAMILY_CHARS, reason="INVALID_POLICY_VERSION")
+    if not _WEIGHTS_SHA256.fullmatch(written_by.weights_sha256):
+        raise InvalidFieldError(
+            "weights_sha256 is empty or 64 lower-case hexadecimal digits",
+            reason="INVALID_POLICY_VERSION",
+            field=field,
+        )
