@@ -35,7 +35,7 @@ class Normalization:
             )
         if not (math.isfinite(self.gain) and math.isfinite(self.bias)) or self.gain <= 0:
             raise InvalidArgumentError(
-                "a normalization needs a finite bias and a gain above 0: one below would turn the reward around",
+                "a normalization needs a finite bias and a gain above 0, or it would turn the reward around",
                 reason="INVALID_NORMALIZATION",
                 field="gain",
             )

@@ -1,0 +1,127 @@
+"""Decides how a packed row passes through a model and what is read from it.
+
+Log-probabilities and entropies are those of softmax(logits / temperature), natural logarithm, float32. The
+language-model head runs on the positions that predict response tokens and nowhere else. Values and scores
+come from the head of a sequence-classification model. Called by scorers and training stages with what
+``sequences.pack`` made; gradients flow unless the caller switched them off, and dropout is the caller's
+business (``model.eval()``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from transformers import PreTrainedModel
+
+from andon.modeling.sequences import PackedBatch
+
+# Rows of logits that are worked on at a time: their float32 copies stay in the processor's cache.
+_CHUNK_VALUES = 1 << 18
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResponseStatistics:
+    """What a model says about the T response tokens of a batch."""
+
+    logprobs: Tensor  # [T] float32
+    entropies: Tensor | None  # [T] float32, of the whole distribution each token was drawn from
+
+
+def response_statistics(
+    model: PreTrainedModel, batch: PackedBatch, *, temperature: float, entropy: bool = False
+) -> ResponseStatistics:
+    """Log-probability (and entropy, in nats) of every response token. ``temperature`` is above 0."""
+    logits = model(
+        input_ids=batch.input_ids,
+        position_ids=batch.position_ids,
+        use_cache=False,
+        logits_to_keep=batch.predict_index,
+        layout=batch.layout,
+    ).logits[0]
+    return token_statistics(logits, batch.target_ids, temperature=temperature, entropy=entropy)
+
+
+def token_statistics(
+    logits: Tensor, target_ids: Tensor, *, temperature: float, entropy: bool = False
+) -> ResponseStatistics:
+    """Log-probability and entropy under softmax(logits / temperature).
+
+    logits: [T, vocabulary], any floating type; target_ids: [T] int64.
+    """
+    logprobs, entropies = _TokenStatistics.apply(logits, target_ids, temperature, entropy)
+    return ResponseStatistics(logprobs=logprobs, entropies=entropies if entropy else None)
+
+
+def token_values(scorer: PreTrainedModel, batch: PackedBatch) -> Tensor:
+    """[T] float32: the value of the state in which each response token is drawn, before the token."""
+    return _head_outputs(scorer, batch, batch.predict_index)
+
+
+def final_scores(scorer: PreTrainedModel, batch: PackedBatch) -> Tensor:
+    """[R] float32: the raw output of the head at each response's last token."""
+    return _head_outputs(scorer, batch, batch.last_token_index)
+
+
+def _head_outputs(scorer: PreTrainedModel, batch: PackedBatch, index: Tensor) -> Tensor:
+    hidden = scorer.base_model(
+        input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, layout=batch.layout
+    ).last_hidden_state[0]
+    scores: Tensor = scorer.score(hidden.index_select(0, index))
+    return scores[:, 0].float()
+
+
+class _TokenStatistics(torch.autograd.Function):
+    """Gathers log-probabilities and entropies from logits without a second tensor of the logits' size.
+
+    Legend: z = logits / temperature, p = softmax(z), H = -sum p log p. d logprob[y] / dz = onehot(y) - p and
+    dH / dz = -p (log p + H).
+    """
+
+    @staticmethod
+    def forward(  # ctx is torch's own context object
+        ctx: Any, logits: Tensor, target_ids: Tensor, temperature: float, entropy: bool
+    ) -> tuple[Tensor, Tensor]:
+        logsumexps, entropies = [], []
+        for chunk in torch.split(logits.detach(), _rows_per_chunk(logits)):
+            scaled = chunk.float() / temperature
+            logsumexp = scaled.logsumexp(-1)
+            logsumexps.append(logsumexp)
+            if entropy:
+                probabilities = (scaled - logsumexp[:, None]).exp_()
+                entropies.append(logsumexp - (probabilities * scaled).sum(-1))
+        logsumexp = torch.cat(logsumexps)
+        entropy_values = torch.cat(entropies) if entropy else logsumexp.new_zeros(())
+        targets = logits.detach().gather(1, target_ids[:, None])[:, 0].float() / temperature
+        ctx.save_for_backward(logits, target_ids, logsumexp, entropy_values)
+        ctx.temperature, ctx.entropy = temperature, entropy
+        return targets - logsumexp, entropy_values
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, logprob_gradient: Tensor, entropy_gradient: Tensor
+    ) -> tuple[Tensor, None, None, None]:
+        logits, target_ids, logsumexp, entropies = ctx.saved_tensors
+        gradient = torch.empty_like(logits)
+        rows = _rows_per_chunk(logits)
+        for begin in range(0, len(logits), rows):
+            part = slice(begin, begin + rows)
+            log_probabilities = logits[part].float().div_(ctx.temperature).sub_(logsumexp[part, None])
+            probabilities = log_probabilities.exp()
+            scale = -logprob_gradient[part, None] / ctx.temperature
+            if ctx.entropy:
+                slope = log_probabilities.add_(entropies[part, None]).mul_(-entropy_gradient[part, None])
+                probabilities.mul_(slope.div_(ctx.temperature).add_(scale))
+            else:
+                probabilities.mul_(scale)
+            probabilities.scatter_add_(1, target_ids[part, None], -scale)
+            gradient[part] = probabilities
+        return gradient, None, None, None
+
+
+def _rows_per_chunk(logits: Tensor) -> int:
+    return max(1, _CHUNK_VALUES // logits.shape[1])
