@@ -1,0 +1,322 @@
+"""Holds the keys and values of running sequences and attends to them.
+
+The unit is the *cohort*: prompts whose reading ended in the same step, each with the same number of *lanes*, the
+responses being written to it. A cohort stores a prompt's keys and values once for all its lanes, and because its
+lanes have all written equally many tokens, a step writes one column for all of them. Rows are padded only to the
+longest prompt of their cohort; the scheduler puts prompts of similar length together.
+
+The engine makes cohorts and hands the two layouts here to the model, whose attention (``andon.modeling.attention``)
+calls ``attend`` in every layer. Tensors are allocated at the first ``attend`` from the shapes the model itself
+brings, so no architecture is named here. Paging and sharing of prefixes between different prompts are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+# A cohort is copied together when at least this share of its prompts has finished: seldom enough that copying costs
+# less than reading the finished rows on would.
+COMPACTION_SHARE = 0.25
+
+FINISHED = -1  # stands in ``Cohort.slots`` for a lane whose response has ended
+
+
+@dataclass(slots=True)
+class LayerCache:
+    """Keys and values of one layer. ``rows`` = prompts x key heads, prompt-major."""
+
+    prompt_keys: Tensor  # [rows, head_size, prompt_capacity]: transposed, which makes the product with a query faster
+    prompt_values: Tensor  # [rows, prompt_capacity, value_size]
+    response_keys: Tensor  # [rows * lanes, response_capacity, head_size]
+    response_values: Tensor  # [rows * lanes, response_capacity, value_size]
+
+
+class Cohort:
+    """Prompts that began together, and the responses being written to them."""
+
+    def __init__(
+        self,
+        *,
+        prompt_lengths: Sequence[int],
+        slots: NDArray[np.int64],
+        response_capacity: int,
+        device: torch.device,
+    ) -> None:
+        """``slots`` [prompts, lanes] names each lane's sequence; ``response_capacity`` counts cached tokens."""
+        self.prompt_lengths = np.asarray(prompt_lengths, dtype=np.int64)
+        self.slots = slots
+        self.response_capacity = response_capacity
+        self.written = 0  # response tokens of each lane in the cache
+        self._device = device
+        self._prompt_capacity = int(self.prompt_lengths.max())
+        self._layers: dict[int, LayerCache] = {}
+        self._biases: dict[int | None, Tensor | None] = {}
+        self._padding_bias = self._make_padding_bias()
+        self._lane_rows: Tensor | None = None
+        self._live_lanes: Tensor | None = None
+
+    @property
+    def num_prompts(self) -> int:
+        """Prompts in the cache, finished ones not yet removed included."""
+        return int(self.slots.shape[0])
+
+    @property
+    def num_lanes(self) -> int:
+        """Responses per prompt."""
+        return int(self.slots.shape[1])
+
+    @property
+    def live_slots(self) -> NDArray[np.int64]:
+        """The slots of running sequences in the order of the cohort's rows in a step's batch, [live]."""
+        flat = self.slots.reshape(-1)
+        return flat[flat != FINISHED]
+
+    def finish(self, slots: NDArray[np.int64]) -> None:
+        """Take these sequences out; copy what is left together when that pays."""
+        self.slots[np.isin(self.slots, slots)] = FINISHED
+        live_prompts = (self.slots != FINISHED).any(axis=1)
+        num_live = int(live_prompts.sum())
+        if 0 < num_live <= (1 - COMPACTION_SHARE) * self.num_prompts:
+            self._keep_prompts(live_prompts)
+        self._index_lanes()
+
+    def advance(self) -> None:
+        """Note that every layer has stored the token of this step."""
+        self.written += 1
+        self._biases.clear()
+
+    def store_prompts(self, layer_index: int, first_prompt: int, keys: Tensor, values: Tensor) -> None:
+        """Keep a layer's keys and values of neighbouring prompts of one length.
+
+        ``keys`` [prompts, key_heads, length, head_size], ``values`` [prompts, key_heads, length, value_size].
+        """
+        num_prompts, num_heads, length, _ = keys.shape
+        cache = self._layers.get(layer_index)
+        if cache is None:
+            cache = self._layers[layer_index] = self._allocate(keys, values)
+        rows = slice(first_prompt * num_heads, (first_prompt + num_prompts) * num_heads)
+        cache.prompt_keys[rows, :, :length].unflatten(0, (num_prompts, num_heads)).copy_(keys.transpose(2, 3))
+        cache.prompt_values[rows, :length].unflatten(0, (num_prompts, num_heads)).copy_(values)
+
+    def attend(
+        self,
+        layer_index: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float,
+        sliding_window: int | None,
+    ) -> Tensor:
+        """Store one token of each live lane and attend to everything before it.
+
+        ``query`` [heads, live, head_size], ``key`` and ``value`` [key_heads, live, size] in the model's type; returns
+        [live, heads, value_size].
+        """
+        if self._lane_rows is not None:  # finished lanes repeat a live one's numbers; nobody reads their result
+            query = query.index_select(1, self._lane_rows)
+            key = key.index_select(1, self._lane_rows)
+            value = value.index_select(1, self._lane_rows)
+        cache = self._layers[layer_index]
+        prompts, lanes, key_heads = self.num_prompts, self.num_lanes, key.shape[0]
+        rows, group = prompts * key_heads, query.shape[0] // key_heads
+        written, end = self.written, self.written + 1
+
+        cache.response_keys[:, written].view(prompts, key_heads, lanes, -1).copy_(
+            key.unflatten(1, (prompts, lanes)).transpose(0, 1)
+        )
+        cache.response_values[:, written].view(prompts, key_heads, lanes, -1).copy_(
+            value.unflatten(1, (prompts, lanes)).transpose(0, 1)
+        )
+        # [key_heads, group, prompts, lanes, size] -> [prompts, key_heads, lanes, group, size]
+        queries = query.view(key_heads, group, prompts, lanes, -1).permute(2, 0, 3, 1, 4).contiguous().mul_(scaling)
+        to_prompt = torch.bmm(queries.view(rows, lanes * group, -1), cache.prompt_keys)
+        to_response = torch.bmm(
+            queries.view(rows * lanes, group, -1), cache.response_keys[:, :end].transpose(1, 2)
+        ).view(rows, lanes * group, end)
+        scores = torch.cat((to_prompt, to_response), dim=2)
+        bias = self._bias(sliding_window)
+        if bias is not None:
+            scores.view(prompts, -1, scores.shape[2]).add_(bias)
+        # Softmax in float32 whatever the model's type, as the reference implementations do.
+        shares = torch.softmax(scores, dim=2, dtype=torch.float32).to(value.dtype)
+        output = torch.bmm(shares[:, :, : self._prompt_capacity], cache.prompt_values)
+        output.view(rows * lanes, group, -1).add_(
+            torch.bmm(
+                shares[:, :, self._prompt_capacity :].view(rows * lanes, group, end),
+                cache.response_values[:, :end],
+            )
+        )
+        output = output.view(prompts, key_heads, lanes, group, -1).permute(0, 2, 1, 3, 4)
+        output = output.reshape(prompts * lanes, key_heads * group, -1)
+        return output if self._live_lanes is None else output.index_select(0, self._live_lanes)
+
+    def _allocate(self, keys: Tensor, values: Tensor) -> LayerCache:
+        rows = self.num_prompts * keys.shape[1]
+        response_rows = rows * self.num_lanes
+        # Padding is read (with weight zero), so it must be finite: zeros. Response columns are written before read.
+        return LayerCache(
+            prompt_keys=keys.new_zeros(rows, keys.shape[3], self._prompt_capacity),
+            prompt_values=values.new_zeros(rows, self._prompt_capacity, values.shape[3]),
+            response_keys=keys.new_empty(response_rows, self.response_capacity, keys.shape[3]),
+            response_values=values.new_empty(response_rows, self.response_capacity, values.shape[3]),
+        )
+
+    def _keep_prompts(self, kept: NDArray[np.bool_]) -> None:
+        """Copy the rows of the kept prompts together. Columns stay: a cohort's longest prompt may be gone."""
+        before = self.num_prompts
+        index = torch.from_numpy(kept.nonzero()[0]).to(self._device)
+        self.slots = self.slots[kept]
+        self.prompt_lengths = self.prompt_lengths[kept]
+        for cache in self._layers.values():
+            for name in ("prompt_keys", "prompt_values", "response_keys", "response_values"):
+                stored: Tensor = getattr(cache, name)
+                kept_rows = stored.unflatten(0, (before, -1)).index_select(0, index)
+                setattr(cache, name, kept_rows.flatten(0, 1))
+        self._biases.clear()
+        self._padding_bias = self._make_padding_bias()
+
+    def _index_lanes(self) -> None:
+        live = self.slots.reshape(-1) != FINISHED
+        if live.all():
+            self._lane_rows = self._live_lanes = None
+            return
+        lane_rows = np.where(live, live.cumsum() - 1, 0)
+        self._lane_rows = torch.from_numpy(lane_rows).to(self._device)
+        self._live_lanes = torch.from_numpy(live.nonzero()[0]).to(self._device)
+
+    def _make_padding_bias(self) -> Tensor | None:
+        """0 where a prompt has a token and in all response columns, minus infinity in padding: [prompts, 1, columns].
+
+        None when nothing is padded.
+        """
+        lengths = torch.from_numpy(self.prompt_lengths).to(self._device)
+        if int(self.prompt_lengths.min()) == self._prompt_capacity:
+            return None
+        columns = torch.arange(self._prompt_capacity + self.response_capacity, device=self._device)
+        padding = (columns >= lengths[:, None]) & (columns < self._prompt_capacity)
+        return torch.zeros(padding.shape, device=self._device).masked_fill_(padding, -torch.inf).unsqueeze(1)
+
+    def _bias(self, sliding_window: int | None) -> Tensor | None:
+        """What is added to this step's scores, [prompts, 1, columns] float32, or None; the same in many layers."""
+        if sliding_window not in self._biases:
+            self._biases[sliding_window] = self._make_bias(sliding_window)
+        return self._biases[sliding_window]
+
+    def _make_bias(self, sliding_window: int | None) -> Tensor | None:
+        end = self._prompt_capacity + self.written + 1
+        padding = None if self._padding_bias is None else self._padding_bias[:, :, :end]
+        if sliding_window is None or int(self.prompt_lengths.max()) + self.written < sliding_window:
+            return padding
+        lengths = torch.from_numpy(self.prompt_lengths).to(self._device)[:, None]
+        columns = torch.arange(end, device=self._device)
+        positions = torch.where(columns < self._prompt_capacity, columns, columns - self._prompt_capacity + lengths)
+        too_old = (positions <= lengths + self.written - sliding_window).unsqueeze(1)
+        bias = torch.zeros(too_old.shape, device=self._device) if padding is None else padding
+        return bias.masked_fill(too_old, -torch.inf)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptRun:
+    """Neighbouring prompts of one length in a packed row."""
+
+    first_prompt: int  # in the cohort
+    num_prompts: int
+    length: int
+
+
+@dataclass(slots=True)
+class PrefillLayout:
+    """Attention of packed prompts: each attends causally to itself; keys and values are kept in the cohort."""
+
+    cohort: Cohort
+    runs: Sequence[PromptRun]
+    _band_masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+
+    def attend(
+        self,
+        layer_index: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float,
+        sliding_window: int | None,
+        dropout: float,
+    ) -> Tensor:
+        """``query`` [1, heads, tokens, size], the others [1, key_heads, tokens, size]; [1, tokens, heads, size]."""
+        outputs = []
+        start = 0
+        for run in self.runs:
+            end = start + run.num_prompts * run.length
+            shape = (run.num_prompts, run.length)
+            queries = query[0, :, start:end].unflatten(1, shape).transpose(0, 1)
+            keys = key[0, :, start:end].unflatten(1, shape).transpose(0, 1)
+            values = value[0, :, start:end].unflatten(1, shape).transpose(0, 1)
+            self.cohort.store_prompts(layer_index, run.first_prompt, keys, values)
+            banded = sliding_window is not None and sliding_window < run.length
+            attended = functional.scaled_dot_product_attention(
+                queries,
+                keys,
+                values,
+                attn_mask=self._band_mask(run.length, sliding_window, query.device) if banded else None,
+                is_causal=not banded,
+                scale=scaling,
+                enable_gqa=query.shape[1] != key.shape[1],
+            )
+            outputs.append(attended.transpose(1, 2).flatten(0, 1))
+            start = end
+        return torch.cat(outputs).unsqueeze(0)
+
+    def _band_mask(self, length: int, sliding_window: int | None, device: torch.device) -> Tensor:
+        """True where a token may look: not ahead, and fewer than ``sliding_window`` tokens back. [length, length]."""
+        window = length if sliding_window is None else sliding_window
+        mask = self._band_masks.get((length, window))
+        if mask is None:
+            distance = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)
+            mask = self._band_masks[length, window] = (distance >= 0) & (distance < window)
+        return mask
+
+
+@dataclass(slots=True)
+class DecodeLayout:
+    """Attention of one new token per running sequence, cohort after cohort."""
+
+    cohorts: Sequence[Cohort]
+    sizes: Sequence[int]  # live sequences of each cohort
+
+    def attend(
+        self,
+        layer_index: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float,
+        sliding_window: int | None,
+        dropout: float,
+    ) -> Tensor:
+        """``query`` [1, heads, sequences, size], the others [1, key_heads, ...]; [1, sequences, heads, size]."""
+        outputs = []
+        start = 0
+        for cohort, size in zip(self.cohorts, self.sizes, strict=True):
+            end = start + size
+            outputs.append(
+                cohort.attend(
+                    layer_index,
+                    query[0, :, start:end],
+                    key[0, :, start:end],
+                    value[0, :, start:end],
+                    scaling=scaling,
+                    sliding_window=sliding_window,
+                )
+            )
+            start = end
+        return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).unsqueeze(0)
