@@ -1,9 +1,9 @@
 """Where a run's checkpoints lie and which of them can be trusted.
 
-A checkpoint is one file whose name carries its number and the SHA-256 of its bytes; it appears under that name in
-one rename, after its bytes are on the disk, so a cut-off write leaves nothing visible. Reading checks the digest,
-and a damaged file is passed over for the one before it. Called by ``services.trainer.runner``; what is inside a
-checkpoint is the stage's affair, as long as ``torch.load(weights_only=True)`` reads it back.
+A checkpoint is one file whose name carries its number and the SHA-256 of its bytes; it appears under that
+name in one rename, after its bytes are on the disk, so a cut-off write leaves nothing visible. Reading checks
+the digest, and a damaged file is passed over for the one before it. Called by ``services.trainer.runner``;
+what is inside a checkpoint is the stage's affair, as long as ``torch.load(weights_only=True)`` reads it back.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class CheckpointFolder:
     def load_newest(self) -> LoadedCheckpoint | None:
         """The newest checkpoint that is whole; None when there is none at all.
 
-        Raises CheckpointsUnreadableError when there are some but all are damaged: beginning again from nothing
-        would silently throw the run away.
+        Raises CheckpointsUnreadableError when there are some but all are damaged: beginning again from
+        nothing would silently throw the run away.
         """
         passed_over: list[str] = []
         for number, path in self._newest_first():

@@ -1,7 +1,7 @@
 """What people, the operating system and the cord ask of a running run.
 
-The servicer's calls and the shutdown set requests from their threads; the run's thread looks at ``demand`` between
-optimizer steps and waits in ``wait_for_change`` while it is held. Knows neither runs nor checkpoints.
+The servicer's calls and the shutdown set requests from their threads; the run's thread looks at ``demand``
+between optimizer steps and waits in ``wait_for_change`` while it is held. Knows neither runs nor checkpoints.
 """
 
 from __future__ import annotations

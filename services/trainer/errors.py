@@ -1,30 +1,32 @@
 """The trainer's errors.
 
-    AndonError
-    ├── InvalidArgumentError
-    │   ├── InvalidRequestIdError      the request id is empty or too long
-    │   ├── InvalidStageError          no such stage
-    │   ├── InvalidConfigError         a stage's configuration cannot be used; names the field
-    │   └── InvalidPageError           a page size or token cannot be used
-    ├── NotFoundError
-    │   └── RunNotFoundError
-    ├── AlreadyExistsError
-    │   └── RequestIdReusedError       the same request id with other content
-    ├── FailedPreconditionError
-    │   ├── RunInProgressError         one run at a time
-    │   ├── RunNotActiveError          only an active run can be paused
-    │   ├── RunNotResumableError       it has ended for good, or the cord holds it
-    │   ├── RunAlreadyEndedError
-    │   └── TokenizerMismatchError     two services do not mean the same by a token id
-    ├── UnavailableError
-    │   ├── PeerLostError              a service did not come back in time
-    │   └── TrainerDrainingError       this process is about to end; watch again
-    ├── DataLossError
-    │   ├── CheckpointsUnreadableError all checkpoints of a run are damaged
-    │   └── RunRecordUnreadableError   a run's record on disk is damaged
-    └── InternalError
-        ├── StaleSampleError           a sample was written by another version than asked for
-        └── NotFiniteError             training produced NaN or infinity
+AndonError
+├── InvalidArgumentError
+│   ├── InvalidRequestIdError      the request id is empty or too long
+│   ├── InvalidStageError          no such stage
+│   ├── InvalidConfigError         a stage's configuration cannot be used; names the field
+│   └── InvalidPageError           a page size or token cannot be used
+├── NotFoundError
+│   └── RunNotFoundError
+├── AlreadyExistsError
+│   └── RequestIdReusedError       the same request id with other content
+├── FailedPreconditionError
+│   ├── RunInProgressError         one run at a time
+│   ├── RunNotActiveError          only an active run can be paused
+│   ├── RunNotResumableError       it has ended for good, or the cord holds it
+│   ├── RunAlreadyEndedError
+│   └── TokenizerMismatchError     two services do not mean the same by a token id
+├── UnavailableError
+│   ├── PeerLostError              a service did not come back in time
+│   └── TrainerDrainingError       this process is about to end; watch again
+├── DataLossError
+│   ├── CheckpointsUnreadableError all checkpoints of a run are damaged
+│   └── RunRecordUnreadableError   a run's record on disk is damaged
+└── InternalError
+    ├── StaleSampleError           a sample was written by another version than asked for
+    ├── WeightsNotAcknowledgedError  a replica answers with another version than it was given
+    ├── MalformedAnswerError       a service's answer does not fit the question
+    └── NotFiniteError             training produced NaN or infinity
 """
 
 from __future__ import annotations
@@ -96,7 +98,9 @@ class RunInProgressError(FailedPreconditionError):
 
     def __init__(self, run_id: str) -> None:
         super().__init__(
-            f"run {run_id} is in progress; stop it or wait for its end", reason="RUN_IN_PROGRESS", run_id=run_id
+            f"run {run_id} is in progress; stop it or wait for its end",
+            reason="RUN_IN_PROGRESS",
+            run_id=run_id,
         )
 
 
@@ -104,7 +108,9 @@ class RunNotActiveError(FailedPreconditionError):
     """Only an active run can be paused."""
 
     def __init__(self, *, run_id: str, state: str) -> None:
-        super().__init__(f"run {run_id} is {state}, not active", reason="RUN_NOT_ACTIVE", run_id=run_id, state=state)
+        super().__init__(
+            f"run {run_id} is {state}, not active", reason="RUN_NOT_ACTIVE", run_id=run_id, state=state
+        )
 
 
 class RunNotResumableError(FailedPreconditionError):
@@ -152,7 +158,9 @@ class TrainerDrainingError(UnavailableError):
     """This process is about to end; the run goes on in the next one."""
 
     def __init__(self) -> None:
-        super().__init__("the trainer is shutting down; watch again from the last sequence", reason="DRAINING")
+        super().__init__(
+            "the trainer is shutting down; watch again from the last sequence", reason="DRAINING"
+        )
 
 
 class CheckpointsUnreadableError(DataLossError):
@@ -186,9 +194,31 @@ class StaleSampleError(InternalError):
         )
 
 
+class WeightsNotAcknowledgedError(InternalError):
+    """A replica answers with another version than it was given."""
+
+    def __init__(self, *, peer: str, expected: object, actual: object) -> None:
+        super().__init__(
+            f"{peer} acknowledged {actual} where {expected} was sent",
+            reason="WEIGHTS_NOT_ACKNOWLEDGED",
+            peer=peer,
+            expected=expected,
+            actual=actual,
+        )
+
+
+class MalformedAnswerError(InternalError):
+    """A service's answer does not fit the question."""
+
+    def __init__(self, *, peer: str, problem: str) -> None:
+        super().__init__(f"{peer}: {problem}", reason="MALFORMED_ANSWER", peer=peer)
+
+
 class NotFiniteError(InternalError):
     """Training produced NaN or infinity."""
 
     def __init__(self, *, quantity: str, step: int) -> None:
-        super().__init__(f"{quantity} is not finite at step {step}", reason="NOT_FINITE", quantity=quantity, step=step)
+        super().__init__(
+            f"{quantity} is not finite at step {step}", reason="NOT_FINITE", quantity=quantity, step=step
+        )
         self.quantity = quantity

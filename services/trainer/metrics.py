@@ -18,17 +18,27 @@ class TrainerMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
         self.run_state = Gauge(
-            "andon_trainer_run_state", "1 for the state of the latest run, 0 for the others.", ["state"], registry=registry
+            "andon_trainer_run_state",
+            "1 for the state of the latest run, 0 for the others.",
+            ["state"],
+            registry=registry,
         )
         for state in RunState:
             self.run_state.labels(state.value)
         self.run_step = Gauge("andon_trainer_run_step", "Steps done of the latest run.", registry=registry)
         self.run_total_steps = Gauge(
-            "andon_trainer_run_total_steps", "Steps in all of the latest run; 0 while unknown.", registry=registry
+            "andon_trainer_run_total_steps",
+            "Steps in all of the latest run; 0 while unknown.",
+            registry=registry,
         )
-        self.steps = Counter("andon_trainer_steps_total", "Steps done, by stage.", ["stage"], registry=registry)
+        self.steps = Counter(
+            "andon_trainer_steps_total", "Steps done, by stage.", ["stage"], registry=registry
+        )
         self.runs_ended = Counter(
-            "andon_trainer_runs_ended_total", "Runs that left their thread, by state.", ["state"], registry=registry
+            "andon_trainer_runs_ended_total",
+            "Runs that left their thread, by state.",
+            ["state"],
+            registry=registry,
         )
         for state in (RunState.SUCCEEDED, RunState.FAILED, RunState.STOPPED, RunState.INTERRUPTED):
             self.runs_ended.labels(state.value)
@@ -41,7 +51,9 @@ class TrainerMetrics:
             registry=registry,
         )
         self.checkpoints_passed_over = Counter(
-            "andon_trainer_checkpoints_passed_over_total", "Damaged checkpoints found on resuming.", registry=registry
+            "andon_trainer_checkpoints_passed_over_total",
+            "Damaged checkpoints found on resuming.",
+            registry=registry,
         )
         self.models_published = Counter(
             "andon_trainer_models_published_total",
@@ -52,10 +64,14 @@ class TrainerMetrics:
         for destination in ("store", "samplers"):
             self.models_published.labels(destination)
         self.peer_waits = Counter(
-            "andon_trainer_peer_waits_total", "Times a run had to wait for another service.", registry=registry
+            "andon_trainer_peer_waits_total",
+            "Times a run had to wait for another service.",
+            registry=registry,
         )
         self.cord_holding = Gauge(
-            "andon_trainer_cord_holding", "1 while the cord, pulled or unheard, holds the run.", registry=registry
+            "andon_trainer_cord_holding",
+            "1 while the cord, pulled or unheard, holds the run.",
+            registry=registry,
         )
         self._stage_gauges: dict[str, Gauge] = {}
 

@@ -1,6 +1,7 @@
 """What is known of a run and of what happened in it, and how that is written as JSON.
 
-Values only: ``services.trainer.runs`` keeps them on disk, the servicer turns them into protobuf. Knows no torch.
+Values only: ``services.trainer.runs`` keeps them on disk, the servicer turns them into protobuf. Knows no
+torch.
 """
 
 from __future__ import annotations
@@ -55,12 +56,16 @@ class RunRecord:
     state: RunState
     create_time: datetime
     update_time: datetime
-    config: Mapping[str, Any] = field(hash=False)  # JSON values: the stage's configuration, every default filled in
+    config: Mapping[str, Any] = field(
+        hash=False
+    )  # JSON values: the stage's configuration, every default filled in
     step: int = 0
     total_steps: int = 0  # 0 while unknown
     status_message: str = ""
     output_model: ModelVersion | None = None
-    paused_by_person: bool = False  # whether PauseRun holds it, so that a new process must not go on by itself
+    paused_by_person: bool = (
+        False  # whether PauseRun holds it, so that a new process must not go on by itself
+    )
     unfruitful_starts: int = 0  # starts by auto-resume since the last checkpoint
 
     def changed(self, now: datetime, **changes: Any) -> RunRecord:  # Any: the types of the fields

@@ -1,8 +1,8 @@
 """One run at work: the thread that carries its stage from PENDING to its end.
 
-``RunThread`` is the ``StageContext`` that the stage sees. It saves checkpoints, keeps the record up to date and obeys
-the controls. Made by ``services.trainer.runner``, which decides whether a run may start; what training means is the
-stage's affair.
+``RunThread`` is the ``StageContext`` that the stage sees. It saves checkpoints, keeps the record up to date
+and obeys the controls. Made by ``services.trainer.runner``, which decides whether a run may start; what
+training means is the stage's affair.
 """
 
 from __future__ import annotations
@@ -96,7 +96,9 @@ class RunThread:
         self._cord_guard = None if open_cord_guard is None else open_cord_guard(self.controls.cord_changed)
         self._thread = threading.Thread(target=self._run, name=f"run-{record.run_id}", daemon=True)
         self._last_saved_s = clock()
-        self._pace_from: tuple[float, int] | None = None  # time and step of the first step_done in this process
+        self._pace_from: tuple[float, int] | None = (
+            None  # time and step of the first step_done in this process
+        )
         self._waiting_for = ""
 
     # What the runner calls
@@ -147,7 +149,8 @@ class RunThread:
             _log.error("checkpoints_passed_over", run_id=self.run_id, names=checkpoint.passed_over)
             names = ", ".join(checkpoint.passed_over)
             self._change_state(
-                RunState.RUNNING, f"continues from checkpoint {checkpoint.number}; damaged and passed over: {names}"
+                RunState.RUNNING,
+                f"continues from checkpoint {checkpoint.number}; damaged and passed over: {names}",
             )
         _log.info("checkpoint_restored", run_id=self.run_id, number=checkpoint.number)
         return checkpoint.state
@@ -248,7 +251,10 @@ class RunThread:
             case None:
                 self._pace_from = None  # the time stood still says nothing of the pace
                 self._registry.update(
-                    self.run_id, StateChanged(state=RunState.RUNNING), state=RunState.RUNNING, status_message="",
+                    self.run_id,
+                    StateChanged(state=RunState.RUNNING),
+                    state=RunState.RUNNING,
+                    status_message="",
                     paused_by_person=False,
                 )
                 self._metrics.state_changed(RunState.RUNNING)

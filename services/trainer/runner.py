@@ -1,8 +1,8 @@
 """Which run may start, go on or end: one at a time, each in one thread, all of them recorded.
 
-The servicer calls the requests from the event loop's worker threads; they return as soon as the request is recorded,
-and whoever wants to know when it is obeyed listens to the registry. ``recover`` and ``interrupt`` frame the life of
-the process. How a run is carried out is ``services.trainer.run_thread``'s affair.
+The servicer calls the requests from the event loop's worker threads; they return as soon as the request is
+recorded, and whoever wants to know when it is obeyed listens to the registry. ``recover`` and ``interrupt``
+frame the life of the process. How a run is carried out is ``services.trainer.run_thread``'s affair.
 """
 
 from __future__ import annotations
@@ -124,10 +124,11 @@ class Runner:
                 )
 
     def recover(self, *, auto_resume: bool, limit: int) -> None:
-        """Mark what a dead process left behind as interrupted; with ``auto_resume`` go on with the newest of it.
+        """Mark what a dead process left behind as interrupted; with ``auto_resume`` go on with the newest of
+        it.
 
-        A run that a person had paused stays, and so does one that was begun again ``limit`` times without reaching
-        another checkpoint: it may be what kills the process.
+        A run that a person had paused stays, and so does one that was begun again ``limit`` times without
+        reaching another checkpoint: it may be what kills the process.
         """
         with self._lock:
             left_behind = []

@@ -5,8 +5,9 @@
     runs/<run_id>/events.jsonl    what happened, one line per event, only ever appended to
     runs/<run_id>/checkpoints/    see services.trainer.checkpoint
 
-A run exists once its folder is in place, which is one rename. Called by the runner (which decides what state a run
-is in) and by the servicer (which reads); all methods may be called from any thread. It does not run anything.
+A run exists once its folder is in place, which is one rename. Called by the runner (which decides what state
+a run is in) and by the servicer (which reads); all methods may be called from any thread. It does not run
+anything.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from services.trainer.run_records import (
     utc_now,
 )
 
-_log = structlog.get_logger(__name__)
+_log = structlog.stdlib.get_logger(__name__)
 
 
 class RunRegistry:
@@ -125,8 +126,8 @@ class RunRegistry:
     def update(self, run_id: str, happening: Happening | None = None, **changes: Any) -> RunRecord:
         """Change the record's fields (``changes`` by name) and append ``happening``; durable when it returns.
 
-        The event is written first: a cut between the two leaves an event too many, which the next process's own
-        state change follows, rather than a state that nobody was told of.
+        The event is written first: a cut between the two leaves an event too many, which the next process's
+        own state change follows, rather than a state that nobody was told of.
         """
         with self._lock:
             now = self._clock()

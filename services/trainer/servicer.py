@@ -1,7 +1,7 @@
 """The trainer's RPCs: protobuf in, protobuf out. What a run may do is decided in ``services.trainer.runner``.
 
-The runner's requests return before they are obeyed; PauseRun, ResumeRun and StopRun wait here for the record to say so.
-Everything that touches a disk runs in a worker thread, never in the event loop.
+The runner's requests return before they are obeyed; PauseRun, ResumeRun and StopRun wait here for the record
+to say so. Everything that touches a disk runs in a worker thread, never in the event loop.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class TrainerServicer(trainer_grpc.TrainerServiceServicer):
         self._draining = True
         self._registry.notify_all_listeners()
 
-    async def StartRun(  # noqa: N802 - the name is the protocol's
+    async def StartRun(
         self, request: trainer_pb2.StartRunRequest, context: Context
     ) -> trainer_pb2.StartRunResponse:
         """Check, record and begin a run."""
@@ -80,7 +80,7 @@ class TrainerServicer(trainer_grpc.TrainerServiceServicer):
         )
         return trainer_pb2.StartRunResponse(run=run_to_proto(record))
 
-    async def WatchRun(  # noqa: N802
+    async def WatchRun(
         self, request: trainer_pb2.WatchRunRequest, context: Context
     ) -> AsyncIterator[trainer_pb2.WatchRunResponse]:
         """Stream events until the run has ended."""
@@ -98,7 +98,7 @@ class TrainerServicer(trainer_grpc.TrainerServiceServicer):
                     raise TrainerDrainingError()
                 await news.wait()
 
-    async def PauseRun(  # noqa: N802
+    async def PauseRun(
         self, request: trainer_pb2.PauseRunRequest, context: Context
     ) -> trainer_pb2.PauseRunResponse:
         """Stop a run between two optimizer steps; answer when it stands."""
@@ -109,18 +109,16 @@ class TrainerServicer(trainer_grpc.TrainerServiceServicer):
             )
         return trainer_pb2.PauseRunResponse(run=run_to_proto(record))
 
-    async def ResumeRun(  # noqa: N802
+    async def ResumeRun(
         self, request: trainer_pb2.ResumeRunRequest, context: Context
     ) -> trainer_pb2.ResumeRunResponse:
         """Let a run go on; answer when the pause is lifted or the run has begun again."""
         async with _News(self._registry, request.run_id) as news:
             await asyncio.to_thread(self._runner.resume, request.run_id)
-            record = await self._wait_until(
-                request.run_id, news, lambda record: not record.paused_by_person
-            )
+            record = await self._wait_until(request.run_id, news, lambda record: not record.paused_by_person)
         return trainer_pb2.ResumeRunResponse(run=run_to_proto(record))
 
-    async def StopRun(  # noqa: N802
+    async def StopRun(
         self, request: trainer_pb2.StopRunRequest, context: Context
     ) -> trainer_pb2.StopRunResponse:
         """End a run for good; answer when it has ended."""
@@ -129,13 +127,13 @@ class TrainerServicer(trainer_grpc.TrainerServiceServicer):
             record = await self._wait_until(request.run_id, news, lambda record: record.state.has_ended)
         return trainer_pb2.StopRunResponse(run=run_to_proto(record))
 
-    async def GetRun(  # noqa: N802
+    async def GetRun(
         self, request: trainer_pb2.GetRunRequest, context: Context
     ) -> trainer_pb2.GetRunResponse:
         """Describe a run."""
         return trainer_pb2.GetRunResponse(run=run_to_proto(self._registry.get(request.run_id)))
 
-    async def ListRuns(  # noqa: N802
+    async def ListRuns(
         self, request: trainer_pb2.ListRunsRequest, context: Context
     ) -> trainer_pb2.ListRunsResponse:
         """List runs, newest first."""
@@ -149,9 +147,7 @@ class TrainerServicer(trainer_grpc.TrainerServiceServicer):
             next_page_token=_page_token(page[-1].run_id) if has_more else "",
         )
 
-    async def _wait_until(
-        self, run_id: str, news: _News, reached: Callable[[RunRecord], bool]
-    ) -> RunRecord:
+    async def _wait_until(self, run_id: str, news: _News, reached: Callable[[RunRecord], bool]) -> RunRecord:
         while True:
             record = self._registry.get(run_id)
             if reached(record):

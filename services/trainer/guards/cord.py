@@ -1,8 +1,9 @@
 """Whether the andon cord lets training run.
 
-A thread of its own listens to the cord service for as long as a run lasts. Two things hold the run: a pulled cord,
-and a cord that could not be heard for ``hold_after_s`` (nobody could stop a run that does not hear). Nothing is ever
-concluded from silence but that. The runner asks ``hold`` between optimizer steps; this module stops nothing itself.
+A thread of its own listens to the cord service for as long as a run lasts. Two things hold the run: a pulled
+cord, and a cord that could not be heard for ``hold_after_s`` (nobody could stop a run that does not hear).
+Nothing is ever concluded from silence but that. The runner asks ``hold`` between optimizer steps; this module
+stops nothing itself.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import structlog
 from andon.client.cord import Cord
 from andon.errors import AndonError
 
-_log = structlog.get_logger(__name__)
+_log = structlog.stdlib.get_logger(__name__)
 
 RETRY_AFTER_S = 0.5  # between two attempts to listen; one small call, so it may be often
 
@@ -92,6 +93,9 @@ class CordGuard:
             except AndonError as error:
                 if not self._closing.is_set():
                     _log.warning("cord_not_heard", reason=error.reason, unheard_s=round(self.unheard_s(), 1))
+            except ValueError:  # what gRPC raises for a call on a channel that was closed in this very moment
+                if not self._closing.is_set():
+                    raise
             self._closing.wait(RETRY_AFTER_S)
 
     def _hear(self, cord: Cord) -> None:

@@ -1,8 +1,8 @@
 """What a training stage may ask of the run it belongs to.
 
-The run registry (``services.trainer.runs``) implements ``StageContext``; every stage is written against it and is
-tested with a small fake of it. A stage computes; the run keeps the record, the checkpoints and the controls. A
-stage therefore never looks at signals, clocks, the cord or the run folder.
+The run registry (``services.trainer.runs``) implements ``StageContext``; every stage is written against it
+and is tested with a small fake of it. A stage computes; the run keeps the record, the checkpoints and the
+controls. A stage therefore never looks at signals, clocks, the cord or the run folder.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ class StageClients:
     reference: ReferenceClient | None = None
     reward: RewardClient | None = None
     labeling: LabelingClient | None = None
+    call_timeout_s: float = 600.0  # deadline of one call
+    patience_s: float = 120.0  # how long a stage waits for a service that does not answer
 
 
 class RunHalted(Exception):
@@ -82,30 +84,33 @@ class StageContext(Protocol):
         state: Callable[[], StageState],
         checkpoint: bool = False,
     ) -> None:
-        """Report that ``step`` of ``total`` steps are done; call it after every optimizer step or policy update.
+        """Report that ``step`` of ``total`` steps are done; call it after every optimizer step or policy
+        update.
 
-        Saves ``state()`` as a checkpoint at the configured interval or when ``checkpoint`` is set, then obeys the controls as ``obey`` does.
-        ``phase`` is "train" or "validate" (SFT, reward model) or "update" (PPO). Metric names carry their units.
-        A value that is not finite fails the run before anything is saved; leave out a metric that is undefined.
+        Saves ``state()`` as a checkpoint at the configured interval or when ``checkpoint`` is set, then obeys
+        the controls as ``obey`` does. ``phase`` is "train" or "validate" (SFT, reward model) or "update"
+        (PPO). Metric names carry their units. A value that is not finite fails the run before anything is
+        saved; leave out a metric that is undefined.
         """
 
     def obey(self, state: Callable[[], StageState]) -> None:
-        """Obey pause, stop, the end of the process and the cord; call it between the smaller steps of a long step.
+        """Obey pause, stop, the end of the process and the cord; call it between the smaller steps of a long
+        step.
 
-        ``state()`` must describe this very point, so that a restored run goes on here. Returns at once when nothing
-        is asked. A pause or a pulled cord saves a checkpoint and blocks until it is lifted; a stop raises
-        ``RunStopped``, the end of the process ``RunInterrupted``, both after saving a checkpoint.
+        ``state()`` must describe this very point, so that a restored run goes on here. Returns at once when
+        nothing is asked. A pause or a pulled cord saves a checkpoint and blocks until it is lifted; a stop
+        raises ``RunStopped``, the end of the process ``RunInterrupted``, both after saving a checkpoint.
         """
 
     def published(self, model: ModelVersion, *, stored: bool) -> None:
         """Record that a version was written: to the store (``stored``) or only to the samplers."""
 
     def waiting(self, message: str) -> None:
-        """Tell watchers what the run waits for, for example a service that does not answer; empty when it goes on."""
+        """Tell watchers what the run waits for, such as a service that does not answer; empty: it goes on."""
 
 
 class Stage(Protocol):
     """A kind of training. Constructed as ``StageClass(config, context)``."""
 
     def run(self) -> ModelVersion:
-        """Train, from ``context.restored_state()`` if there is one, and return the version that was stored."""
+        """Train, from ``context.restored_state()`` if there is one; return the version that was stored."""

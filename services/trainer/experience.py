@@ -1,0 +1,113 @@
+"""What one update learns from: a rollout with its per-token advantages and returns.
+
+Assembles the pure functions of ``services.trainer.ppo`` in the order of N+: stop rule's penalty, KL, composed
+reward, (whitened rewards), generalized advantages, whitened advantages. Called once per update by the PPO
+stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from services.trainer.ppo.advantages import generalized_advantages
+from services.trainer.ppo.kl import summarize_kl, token_kl
+from services.trainer.ppo.losses import explained_variance
+from services.trainer.ppo.masking import sequence_sums
+from services.trainer.ppo.rewards import compose_rewards
+from services.trainer.ppo.stopping import replace_improper_scores
+from services.trainer.ppo.whitening import whiten
+from services.trainer.rollout import Rollout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardSettings:
+    """How a reward becomes an advantage."""
+
+    penalty: float  # in place of the score of a response that does not end properly
+    gamma: float
+    lam: float
+    whiten_rewards: bool
+    whiten_advantages: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experience:
+    """A rollout, ready to be learned from. All tensors [R, L] float32, 0 behind the end of a response."""
+
+    rollout: Rollout
+    values: Tensor  # before the update
+    advantages: Tensor
+    returns: Tensor
+    metrics: Mapping[str, float]  # of the rollout, before the update
+
+    @property
+    def kl_nats(self) -> float:
+        """KL(policy || reference) per response."""
+        return self.metrics["kl_nats"]
+
+    def to_state(self) -> dict[str, Any]:
+        """For a checkpoint in the middle of an update."""
+        return {
+            "rollout": self.rollout.to_state(),
+            "values": self.values,
+            "advantages": self.advantages,
+            "returns": self.returns,
+            "metrics": dict(self.metrics),
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Experience:
+        """The inverse of ``to_state``."""
+        return cls(
+            rollout=Rollout.from_state(state["rollout"]),
+            values=state["values"],
+            advantages=state["advantages"],
+            returns=state["returns"],
+            metrics=state["metrics"],
+        )
+
+
+def evaluate_rollout(
+    rollout: Rollout, values: Tensor, *, beta: float, settings: RewardSettings
+) -> Experience:
+    """Advantages and returns of a rollout. values: [R, L] float32, the value before each token."""
+    responses = rollout.responses
+    mask = responses.mask
+    scores = replace_improper_scores(rollout.scores, responses.ended_properly, penalty=settings.penalty)
+    kl = token_kl(responses.behaviour_logprobs, rollout.reference_logprobs, mask)
+    rewards = compose_rewards(scores, kl, mask, beta=beta)
+    total_rewards = sequence_sums(rewards, mask)
+    if settings.whiten_rewards:
+        rewards = whiten(rewards, mask, subtract_mean=False)
+    estimate = generalized_advantages(rewards, values, mask, gamma=settings.gamma, lam=settings.lam)
+    advantages = estimate.advantages
+    if settings.whiten_advantages:
+        advantages = whiten(advantages, mask, subtract_mean=True)
+    kl_summary = summarize_kl(kl, mask)
+    lengths = responses.lengths.float()
+    metrics = {
+        "score_mean": float(rollout.scores.mean()),
+        "score_std": float(rollout.scores.std(correction=0)),
+        "penalized_score_mean": float(scores.mean()),
+        "reward_mean": float(total_rewards.mean()),
+        "kl_nats": kl_summary.per_response,
+        "kl_nats_per_token": kl_summary.per_token,
+        "beta": beta,
+        "response_tokens_mean": float(lengths.mean()),
+        "response_tokens_max": float(lengths.max()),
+        "improper_end_ratio": float((~responses.ended_properly).float().mean()),
+        "value_mean": float(values[mask].mean()),
+        "return_mean": float(estimate.returns[mask].mean()),
+        "episodes": float(len(lengths)),
+    }
+    variance_explained = explained_variance(values, estimate.returns, mask)
+    if torch.isfinite(torch.tensor(variance_explained)):  # undefined where all returns are equal
+        metrics["explained_variance"] = variance_explained
+    return Experience(
+        rollout=rollout, values=values, advantages=advantages, returns=estimate.returns, metrics=metrics
+    )

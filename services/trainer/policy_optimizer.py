@@ -1,0 +1,262 @@
+"""How one update moves the weights: epochs over the experience, minibatches, one optimizer step each.
+
+A minibatch is a share of the update's prompts with all their responses, passed through in packed batches
+within the token budget; the pieces' losses are weighted so that their sum is the minibatch's masked mean,
+whatever the pieces. Called by the PPO stage, which may be told to stop between any two steps: everything that
+happened so far in the update is in ``UpdateProgress``, and the order of minibatches depends on seed, update
+and epoch alone.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from andon.modeling.forward import ResponseStatistics
+from andon.modeling.sequences import PackedBatch, flatten, pack, plan_batches
+from services.trainer.actor_critic import ActorCritic
+from services.trainer.errors import NotFiniteError
+from services.trainer.experience import Experience
+from services.trainer.ppo.losses import policy_loss, value_loss
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerSettings:
+    """What an update does."""
+
+    epochs: int
+    minibatches: int
+    token_budget: int
+    temperature: float
+    clip_ratio: float
+    clip_value: float | None
+    value_coefficient: float
+    learning_rate: float
+    value_learning_rate: float
+    adam_eps: float
+    max_grad_norm: float | None
+    seed: int
+
+
+@dataclass(slots=True, kw_only=True)
+class UpdateProgress:
+    """How far an update has come."""
+
+    steps_done: int = 0
+    step_metrics: list[dict[str, float]] = field(default_factory=list)  # one per optimizer step
+    entropy_nats_sum: float = 0.0  # over the tokens of the first epoch
+    entropy_tokens: int = 0
+    sampler_mismatch_max_nats: float = 0.0  # |log pi_trainer - log pi_sampler| before the first step
+    sampler_mismatch_mean_nats: float = 0.0
+
+    def to_state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    def metrics(self) -> dict[str, float]:
+        """Means over the update's optimizer steps."""
+        names = self.step_metrics[0] if self.step_metrics else {}
+        means = {name: _mean([step[name] for step in self.step_metrics]) for name in names}
+        return means | {
+            "entropy_nats": self.entropy_nats_sum / max(self.entropy_tokens, 1),
+            "sampler_mismatch_max_nats": self.sampler_mismatch_max_nats,
+            "sampler_mismatch_mean_nats": self.sampler_mismatch_mean_nats,
+            "optimizer_steps": float(len(self.step_metrics)),
+        }
+
+
+class PolicyOptimizer:
+    """Trains an actor and a critic on one experience after the other."""
+
+    def __init__(self, actor_critic: ActorCritic, settings: OptimizerSettings) -> None:
+        self._actor_critic = actor_critic
+        self._settings = settings
+        self._parts = actor_critic.parts
+        self._peak_rates = [
+            settings.learning_rate if part.is_policy else settings.value_learning_rate for part in self._parts
+        ]
+        self._optimizer = torch.optim.Adam(
+            [
+                {"params": list(part.parameters), "lr": rate}
+                for part, rate in zip(self._parts, self._peak_rates, strict=True)
+            ],
+            eps=settings.adam_eps,
+            fused=True,
+        )
+
+    def update(
+        self,
+        experience: Experience,
+        *,
+        update: int,
+        learning_rate_factor: float,
+        progress: UpdateProgress,
+        between_steps: Callable[[], None],
+    ) -> None:
+        """Do what is left of an update. ``between_steps`` is called after each step; it may raise to leave.
+
+        Raises NotFiniteError, before the step that would spread it, when a gradient is not finite.
+        """
+        for group, rate in zip(self._optimizer.param_groups, self._peak_rates, strict=True):
+            group["lr"] = rate * learning_rate_factor
+        minibatches = self._minibatches(experience, update)
+        while progress.steps_done < len(minibatches):
+            metrics = self._step(
+                experience, minibatches[progress.steps_done], update=update, progress=progress
+            )
+            progress.step_metrics.append(metrics)
+            progress.steps_done += 1
+            between_steps()
+
+    def state(self) -> dict[str, Any]:
+        """Adam's memory, for a checkpoint."""
+        return self._optimizer.state_dict()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up what ``state`` gave."""
+        self._optimizer.load_state_dict(state)
+
+    def _minibatches(self, experience: Experience, update: int) -> list[list[int]]:
+        """The prompts of every step of the update, in order."""
+        count = len(experience.rollout.responses.groups)
+        parts = min(self._settings.minibatches, count)
+        steps: list[list[int]] = []
+        for epoch in range(self._settings.epochs):
+            order = list(range(count))
+            random.Random(f"{self._settings.seed}/{update}/{epoch}").shuffle(order)
+            steps += [order[count * part // parts : count * (part + 1) // parts] for part in range(parts)]
+        return steps
+
+    def _step(
+        self, experience: Experience, prompts: Sequence[int], *, update: int, progress: UpdateProgress
+    ) -> dict[str, float]:
+        settings = self._settings
+        slices = ExperienceSlices(experience, device=self._actor_critic.policy.device)
+        groups = experience.rollout.responses.groups
+        num_tokens = slices.count_tokens(prompts)
+        in_first_epoch = progress.steps_done < min(settings.minibatches, len(groups))
+        sums: dict[str, float] = {}
+        mismatches: list[Tensor] = []
+        for piece in plan_batches([groups[prompt] for prompt in prompts], settings.token_budget):
+            chosen = [prompts[index] for index in piece]
+            part = slices.of(chosen)
+            statistics, values = self._actor_critic.statistics_and_values(
+                part.batch, temperature=settings.temperature, entropy=in_first_epoch
+            )
+            if progress.steps_done == 0:
+                mismatches.append((statistics.logprobs.detach() - part.behaviour_logprobs).abs())
+            if statistics.entropies is not None:
+                progress.entropy_nats_sum += float(statistics.entropies.detach().sum())
+                progress.entropy_tokens += len(statistics.entropies)
+            for name, value in self._backward(part, statistics, values, num_tokens).items():
+                sums[name] = sums.get(name, 0.0) + value
+        if mismatches:
+            mismatch = torch.cat(mismatches)
+            progress.sampler_mismatch_max_nats = float(mismatch.max())
+            progress.sampler_mismatch_mean_nats = float(mismatch.mean())
+        return sums | self._apply_gradients(update)
+
+    def _backward(
+        self, part: ExperienceSlice, statistics: ResponseStatistics, values: Tensor, num_tokens: int
+    ) -> Mapping[str, float]:
+        settings = self._settings
+        mask = torch.ones_like(values, dtype=torch.bool)[
+            None
+        ]  # a packed batch holds nothing that does not count
+        policy = policy_loss(
+            statistics.logprobs[None],
+            part.behaviour_logprobs[None],
+            part.advantages[None],
+            mask,
+            clip_ratio=settings.clip_ratio,
+            num_tokens=num_tokens,
+        )
+        value = value_loss(
+            values[None],
+            part.old_values[None],
+            part.returns[None],
+            mask,
+            clip_value=settings.clip_value,
+            num_tokens=num_tokens,
+        )
+        loss: Tensor = policy.loss + settings.value_coefficient * value.loss
+        loss.backward()  # type: ignore[no-untyped-call]
+        names = ("policy_loss", "value_loss", "policy_clip_ratio", "value_clip_ratio", "approx_kl_nats")
+        shares = torch.stack(
+            [
+                policy.loss.detach(),
+                value.loss.detach(),
+                policy.clip_fraction,
+                value.clip_fraction,
+                policy.approx_kl,
+            ]
+        )
+        return dict(zip(names, shares.tolist(), strict=True))
+
+    def _apply_gradients(self, update: int) -> dict[str, float]:
+        limit = self._settings.max_grad_norm
+        norms: dict[str, float] = {}
+        for part in self._parts:
+            norm = float(nn.utils.clip_grad_norm_(part.parameters, math.inf if limit is None else limit))
+            if not math.isfinite(norm):
+                raise NotFiniteError(quantity=f"the {part.name} gradient's norm", step=update)
+            norms[f"{part.name}_grad_norm"] = norm
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return norms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExperienceSlice:
+    """Some prompts' share of an experience, packed. T response tokens, in the batch's order."""
+
+    batch: PackedBatch
+    behaviour_logprobs: Tensor  # [T] float32, like the others
+    old_values: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+
+class ExperienceSlices:
+    """Cuts packed batches out of an experience."""
+
+    def __init__(self, experience: Experience, *, device: torch.device | str) -> None:
+        self._experience = experience
+        self._device = device
+        groups = experience.rollout.responses.groups
+        first, self._rows = 0, list[range]()
+        for group in groups:
+            self._rows.append(range(first, first + len(group.responses)))
+            first += len(group.responses)
+
+    def count_tokens(self, prompts: Sequence[int]) -> int:
+        """Response tokens of these prompts."""
+        groups = self._experience.rollout.responses.groups
+        return sum(len(response) for prompt in prompts for response in groups[prompt].responses)
+
+    def of(self, prompts: Sequence[int]) -> ExperienceSlice:
+        """These prompts with all their responses."""
+        responses = self._experience.rollout.responses
+        rows = torch.tensor([row for prompt in prompts for row in self._rows[prompt]])
+        lengths = responses.lengths[rows]
+
+        def flat(padded: Tensor) -> Tensor:
+            return flatten(padded[rows, : int(lengths.max())], lengths).to(self._device)
+
+        return ExperienceSlice(
+            batch=pack([responses.groups[prompt] for prompt in prompts], self._device),
+            behaviour_logprobs=flat(responses.behaviour_logprobs),
+            old_values=flat(self._experience.values),
+            advantages=flat(self._experience.advantages),
+            returns=flat(self._experience.returns),
+        )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)

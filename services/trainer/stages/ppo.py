@@ -1,0 +1,518 @@
+"""PPO: decides what happens in one update and in which order, from the prompts to the stored policy.
+
+The run thread constructs ``PpoStage(config, context)`` and calls ``run``. Per update: sample with the current
+version, ask reference and reward model, compute advantages, optimise, publish the next version to every
+sampler, report. Formulas stand in ``services.trainer.ppo``, the services are asked in ``rollout``, gradients
+are taken in ``policy_optimizer``. Left out on purpose: mixing in pretraining gradients, averaging weights,
+off-policy corrections.
+
+Everything that is drawn depends on (seed, update) alone, so a checkpoint after update n, or between two
+optimizer steps of update n + 1, is all that a resumed run needs to give the numbers of a run that was never
+cut off.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import structlog
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from andon.client.policy import PolicyClient
+from andon.client.reference import ReferenceClient
+from andon.client.reward import RewardClient
+from andon.client.values import ModelInfo
+from andon.corpus.loaders import load_documents
+from andon.modeling.loading import load_causal_lm, load_scorer, read_normalization, save_model
+from andon.modeling.manifest import DataUse, Lineage, ManifestDraft, Parent
+from andon.modeling.sequences import pack, plan_batches, unpack
+from andon.modeling.store import LocatedModel
+from andon.modeling.text import TextCodec
+from andon.modeling.versions import ModelVersion
+from services.trainer.actor_critic import ActorCritic, SeparateValueNetwork, SharedValueHead
+from services.trainer.errors import InvalidConfigError, TokenizerMismatchError
+from services.trainer.experience import Experience, RewardSettings, evaluate_rollout
+from services.trainer.peers import Peers
+from services.trainer.policy_optimizer import OptimizerSettings, PolicyOptimizer, UpdateProgress
+from services.trainer.ppo.kl import AdaptiveKlController, FixedKlController, KlController
+from services.trainer.ppo.schedules import ScheduleKind, learning_rate_factor
+from services.trainer.ppo.stopping import EosRule, PeriodRule, StopRule
+from services.trainer.rollout import Responses, RolloutCollector, SamplingSettings
+from services.trainer.scorers import Scorers
+from services.trainer.stages.context import StageContext, StageState
+from services.trainer.weight_publisher import WeightPublisher
+
+_log = structlog.stdlib.get_logger(__name__)
+
+POLICY_FAMILY = "policy"
+
+
+class EosRuleConfig(BaseModel):
+    """A response ends with the end-of-sequence token (S20, N+)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["eos"] = "eos"
+    missing_penalty: float = -1.0  # N+; the score of a response without the token
+
+
+class PeriodRuleConfig(BaseModel):
+    """A response ends with the first full stop from a position on (Z19)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["period"]
+    after: int = Field(default=16, ge=0)  # Z19, of 24 tokens
+    penalty: float = -1.0  # Z19
+
+
+class FixedKlConfig(BaseModel):
+    """The same coefficient throughout."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["fixed"] = "fixed"
+    beta: float = Field(default=0.05, ge=0)  # S20, N+; reward per nat
+
+
+class AdaptiveKlConfig(BaseModel):
+    """A coefficient that steers the KL towards a target (Z19)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["adaptive"]
+    beta: float = Field(default=0.1, gt=0)  # at the start; Z19's code
+    target: float = Field(default=6.0, gt=0)  # nats per response; Z19's code
+    horizon: float = Field(default=10_000.0, gt=0)  # episodes; Z19's code
+
+
+class PpoConfig(BaseModel):
+    """What one PPO run does."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompts: str  # source of documents; see andon.corpus.loaders
+    policy: str = "sft@latest"  # the model to begin with
+    reference: str = "sft@latest"  # the model the KL is taken from
+    reward_model: str = "reward@latest"
+    value_init: Literal["reward_model", "shared_head"] = "reward_model"  # S20, I22, N+; Z19
+    updates: int | None = Field(default=None, ge=1)
+    episodes: int | None = Field(default=None, ge=1)  # instead of updates; rounded up to whole updates
+    batch_prompts: int = Field(default=512, ge=1)  # per update; N+
+    samples_per_prompt: int = Field(default=1, ge=1)
+    minibatches: int = Field(default=1, ge=1)  # per epoch; N+
+    epochs: int = Field(default=4, ge=1)  # S20, Z19, N+
+    learning_rate: float = Field(default=3e-6, gt=0)  # N+
+    value_learning_rate: float | None = Field(default=None, gt=0)  # the policy's when None (N+)
+    schedule: ScheduleKind = "linear"  # to 0: S20, Z19, N+
+    temperature: float = Field(default=0.7, gt=0)  # Z19, N+
+    max_new_tokens: int = Field(default=53, ge=1)  # N+; the end-of-sequence token included
+    stop_rule: Annotated[EosRuleConfig | PeriodRuleConfig, Field(discriminator="kind")] = EosRuleConfig()
+    kl: Annotated[FixedKlConfig | AdaptiveKlConfig, Field(discriminator="kind")] = FixedKlConfig()
+    gamma: float = Field(default=1.0, gt=0, le=1)  # S20, Z19, N+
+    lam: float = Field(default=0.95, ge=0, le=1)  # S20, Z19, N+
+    clip_ratio: float = Field(default=0.2, gt=0)  # S20, Z19, N+
+    clip_value: float | None = Field(default=0.2, gt=0)  # S20, Z19, N+; None does not clip
+    value_coefficient: float = Field(default=0.1, gt=0)  # S20, Z19, N+
+    whiten_advantages: bool = True  # Z19, N+
+    whiten_rewards: bool = False  # True only in tasks of Z19's kind
+    adam_eps: float = Field(default=1e-5, gt=0)  # N+
+    max_grad_norm: float | None = Field(default=1.0, gt=0)  # of each network; None does not clip
+    token_budget: int = Field(default=16384, ge=1)  # tokens per forward pass
+    checkpoint_interval: int = Field(default=10, ge=1)  # updates
+    store_interval: int | None = Field(default=None, ge=1)  # updates; None stores the last version only
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.updates is None) == (self.episodes is None):
+            raise ValueError("give either updates or episodes")
+        if isinstance(self.stop_rule, PeriodRuleConfig) and self.stop_rule.after >= self.max_new_tokens:
+            raise ValueError("stop_rule.after must be below max_new_tokens: no response could end properly")
+        return self
+
+    @property
+    def num_updates(self) -> int:
+        """Policy updates in all."""
+        if self.updates is not None:
+            return self.updates
+        episodes_per_update = self.batch_prompts * self.samples_per_prompt
+        return -(-(self.episodes or 0) // episodes_per_update)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptSet:
+    """The documents to summarise, as token ids."""
+
+    prompts: tuple[tuple[int, ...], ...]
+    use: DataUse  # for the manifest
+
+    def of_update(self, update: int, *, batch: int, seed: int) -> list[tuple[int, ...]]:
+        """The prompts of update ``update``, from 1: pieces of passes that are shuffled one by one."""
+        count = len(self.prompts)
+        chosen: list[tuple[int, ...]] = []
+        place = (update - 1) * batch
+        while len(chosen) < batch:
+            number, offset = divmod(place + len(chosen), count)
+            order = list(range(count))
+            random.Random(f"{seed}/prompts/{number}").shuffle(order)
+            chosen += [self.prompts[index] for index in order[offset : offset + batch - len(chosen)]]
+        return chosen
+
+
+class PpoStage:
+    """One PPO run."""
+
+    def __init__(self, config: PpoConfig, context: StageContext) -> None:
+        self._config = config
+        self._context = context
+        self._policy_clients, self._reference_client, self._reward_client = _required_clients(context)
+        self._peers = Peers(context)
+        self._timeout_s = context.clients.call_timeout_s
+        self._update = 0  # updates done
+        self._metrics: Mapping[str, float] = {}  # of the last update
+        self._experience: Experience | None = None  # of an update in progress
+        self._progress = UpdateProgress()
+        self._seconds: dict[str, float] = {}  # by phase of the update in progress
+
+    def run(self) -> ModelVersion:
+        """Train to the end and return the stored policy."""
+        config, context = self._config, self._context
+        restored = context.restored_state()
+        self._locate_models(restored)
+        self._build(restored)
+        if restored is not None and self._experience is None and self._is_stored_after(self._update):
+            self._store_policy()  # the process may have ended between the checkpoint and the store
+        if self._update < config.num_updates:
+            self._prepare_services()
+        for update in range(self._update + 1, config.num_updates + 1):
+            self._do_update(update)
+        return context.store.resolve(ModelVersion(POLICY_FAMILY, self._versions[-1])).version
+
+    # --- getting ready -------------------------------------------------------------------------------------
+
+    def _locate_models(self, restored: StageState | None) -> None:
+        """Names may move while a run stands still; a resumed run keeps to the versions it began with."""
+        names = {
+            "policy": self._config.policy,
+            "reference": self._config.reference,
+            "reward_model": self._config.reward_model,
+        }
+        if restored is not None:
+            names = restored["models"]
+        located = {role: self._context.store.locate(name) for role, name in names.items()}
+        self._policy_model: LocatedModel = located["policy"]
+        self._reference_model: LocatedModel = located["reference"]
+        self._reward_model: LocatedModel = located["reward_model"]
+
+    def _build(self, restored: StageState | None) -> None:
+        config, context = self._config, self._context
+        self._codec = TextCodec.load(self._policy_model.source)
+        self._prompts = self._load_prompts()
+        self._stop_rule = self._make_stop_rule()
+        policy = load_causal_lm(self._policy_model.source, dtype="float32", device=context.device)
+        self._actor_critic: ActorCritic
+        if config.value_init == "shared_head":
+            self._actor_critic = SharedValueHead(policy)
+        else:
+            scorer = load_scorer(self._reward_model.source, dtype="float32", device=context.device)
+            self._actor_critic = SeparateValueNetwork(policy, scorer, read_normalization(scorer))
+        self._optimizer = PolicyOptimizer(
+            self._actor_critic,
+            OptimizerSettings(
+                epochs=config.epochs,
+                minibatches=config.minibatches,
+                token_budget=config.token_budget,
+                temperature=config.temperature,
+                clip_ratio=config.clip_ratio,
+                clip_value=config.clip_value,
+                value_coefficient=config.value_coefficient,
+                learning_rate=config.learning_rate,
+                value_learning_rate=config.value_learning_rate or config.learning_rate,
+                adam_eps=config.adam_eps,
+                max_grad_norm=config.max_grad_norm,
+                seed=config.seed,
+            ),
+        )
+        self._controller: KlController = _make_controller(config.kl, beta=config.kl.beta)
+        self._lineage = Lineage(
+            parents=(
+                Parent(role="base", model=self._policy_model.version),
+                Parent(role="reference", model=self._reference_model.version),
+                Parent(role="reward", model=self._reward_model.version),
+            ),
+            data=(self._prompts.use,),
+        )
+        self._versions = context.store.reserve_versions(
+            POLICY_FAMILY, config.num_updates, run_id=context.run_id, lineage=self._lineage
+        )
+        self._publisher = WeightPublisher(
+            self._policy_clients,
+            initial=self._policy_model.version,
+            peers=self._peers,
+            timeout_s=self._timeout_s,
+        )
+        self._scorers = Scorers(
+            reference=self._reference_client,
+            reference_model=self._reference_model.version,
+            reward=self._reward_client,
+            reward_model=self._reward_model.version,
+            peers=self._peers,
+            timeout_s=self._timeout_s,
+        )
+        self._collector = RolloutCollector(
+            self._policy_clients,
+            scorers=self._scorers,
+            publisher=self._publisher,
+            peers=self._peers,
+            stop_rule=self._stop_rule,
+            settings=SamplingSettings(
+                samples_per_prompt=config.samples_per_prompt,
+                temperature=config.temperature,
+                max_new_tokens=config.max_new_tokens,
+                seed=config.seed,
+                judged_with_eos=self._codec.eos_token_id if isinstance(self._stop_rule, PeriodRule) else None,
+                timeout_s=self._timeout_s,
+            ),
+        )
+        if restored is not None:
+            self._restore(restored)
+
+    def _load_prompts(self) -> PromptSet:
+        source = self._config.prompts
+        documents = load_documents(source)
+        if not documents:
+            raise InvalidConfigError(field="prompts", problem=f"{source} holds no documents")
+        prompts = tuple(tuple(self._codec.encode_document(record.document)) for record in documents)
+        digest = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
+        use = DataUse(
+            kind="prompts",
+            uri=source,
+            count=len(documents),
+            sha256=digest,
+            first_id=documents[0].document_id,
+            last_id=documents[-1].document_id,
+        )
+        return PromptSet(prompts=prompts, use=use)
+
+    def _make_stop_rule(self) -> StopRule:
+        rule = self._config.stop_rule
+        if isinstance(rule, EosRuleConfig):
+            return EosRule(eos_token_id=self._codec.eos_token_id, penalty=rule.missing_penalty)
+        periods = frozenset(
+            token for token in range(self._codec.vocab_size) if "." in self._codec.decode([token])
+        )
+        return PeriodRule(period_token_ids=periods, after=rule.after, penalty=rule.penalty)
+
+    def _prepare_services(self) -> None:
+        """Have all services use the right models, and check that they mean the same by a token id."""
+        calls: list[Callable[[], ModelInfo]] = [self._scorers.reference_ready, self._scorers.reward_ready]
+        reference, reward = self._peers.together(calls, state=self._state)
+        replicas = self._publisher.publish(state=self._state)
+        longest = max(map(len, self._prompts.prompts)) + self._config.max_new_tokens
+        named = [("reference", reference), ("reward model", reward), *(("policy", info) for info in replicas)]
+        for name, info in named:
+            if info.tokenizer_fingerprint != self._codec.fingerprint:
+                raise TokenizerMismatchError(
+                    peer=name, fingerprint=info.tokenizer_fingerprint, expected=self._codec.fingerprint
+                )
+            if longest > info.max_sequence_tokens:
+                raise InvalidConfigError(
+                    field="max_new_tokens",
+                    problem=f"prompt and response reach {longest} tokens, the {name} takes "
+                    f"{info.max_sequence_tokens}",
+                )
+
+    # --- one update ----------------------------------------------------------------------------------------
+
+    def _do_update(self, update: int) -> None:
+        config, context = self._config, self._context
+        if self._experience is None:
+            self._seconds = {}
+            self._progress = UpdateProgress()
+            self._experience = self._gather_experience(update)
+            context.obey(self._state)
+        experience = self._experience
+        rate_factor = learning_rate_factor(update - 1, config.num_updates, kind=config.schedule)
+        with self._timed("optimise_seconds"):
+            self._optimizer.update(
+                experience,
+                update=update,
+                learning_rate_factor=rate_factor,
+                progress=self._progress,
+                between_steps=lambda: context.obey(self._state),
+            )
+        with self._timed("publish_seconds"):
+            version = self._publisher.set_current(
+                POLICY_FAMILY, self._versions[update - 1], self._actor_critic.policy.state_dict()
+            )
+            self._publisher.publish(state=self._state)
+        context.published(version, stored=False)
+
+        self._controller = self._controller.after(
+            kl_nats=experience.kl_nats, num_episodes=len(experience.rollout.scores)
+        )
+        self._metrics = {
+            **experience.metrics,
+            **self._progress.metrics(),
+            "learning_rate": config.learning_rate * rate_factor,
+            "policy_version": float(version.version),
+            **self._seconds,
+            "update_seconds": sum(self._seconds.values()),
+        }
+        self._update, self._experience = update, None
+        stores_now = self._is_stored_after(update)
+        # Saved before it is stored: a run that is cut off in between stores the same weights, not new ones.
+        context.step_done(
+            step=update,
+            total=config.num_updates,
+            phase="update",
+            metrics=self._metrics,
+            state=self._state,
+            checkpoint=stores_now,
+        )
+        if stores_now:
+            self._store_policy()
+
+    def _gather_experience(self, update: int) -> Experience:
+        config = self._config
+        prompts = self._prompts.of_update(update, batch=config.batch_prompts, seed=config.seed)
+        with self._timed("sample_seconds"):
+            responses = self._collector.sample(prompts, update=update, state=self._state)
+        values: list[torch.Tensor] = []
+        with self._timed("score_seconds"):
+            rollout = self._collector.judge(
+                responses, state=self._state, meanwhile=lambda: values.append(self._values_of(responses))
+            )
+        return evaluate_rollout(
+            rollout,
+            values[0],
+            beta=self._controller.beta,
+            settings=RewardSettings(
+                penalty=self._stop_rule.penalty,
+                gamma=config.gamma,
+                lam=config.lam,
+                whiten_rewards=config.whiten_rewards,
+                whiten_advantages=config.whiten_advantages,
+            ),
+        )
+
+    def _values_of(self, responses: Responses) -> torch.Tensor:
+        """[R, L] float32 on the CPU: the value before each token. Runs while the services are asked."""
+        rows: list[torch.Tensor] = [torch.empty(0)] * len(responses.groups)
+        with torch.no_grad():
+            for piece in plan_batches(responses.groups, self._config.token_budget):
+                batch = pack([responses.groups[index] for index in piece], self._context.device)
+                values = self._actor_critic.values(batch).cpu()
+                sizes = [sum(map(len, responses.groups[index].responses)) for index in piece]
+                for index, row in zip(piece, values.split(sizes), strict=True):
+                    rows[index] = row
+        return unpack(torch.cat(rows), responses.lengths, 0.0)
+
+    # --- checkpoints and versions --------------------------------------------------------------------------
+
+    def _state(self) -> StageState:
+        progress = None
+        if self._experience is not None:
+            progress = {
+                "experience": self._experience.to_state(),
+                "progress": self._progress.to_state(),
+                "seconds": dict(self._seconds),
+            }
+        return {
+            "update": self._update,
+            "models": {
+                "policy": _name_of(self._policy_model),
+                "reference": _name_of(self._reference_model),
+                "reward_model": _name_of(self._reward_model),
+            },
+            "actor_critic": self._actor_critic.state(),
+            "optimizer": self._optimizer.state(),
+            "beta": self._controller.beta,
+            "metrics": dict(self._metrics),
+            "in_progress": progress,
+        }
+
+    def _restore(self, restored: StageState) -> None:
+        self._update = restored["update"]
+        self._metrics = restored["metrics"]
+        self._actor_critic.restore(restored["actor_critic"])
+        self._optimizer.restore(restored["optimizer"])
+        self._controller = _make_controller(self._config.kl, beta=restored["beta"])
+        in_progress = restored["in_progress"]
+        if in_progress is not None:
+            self._experience = Experience.from_state(in_progress["experience"])
+            self._progress = UpdateProgress(**in_progress["progress"])
+            self._seconds = in_progress["seconds"]
+        elif self._update > 0:
+            # In the middle of an update the weights belong to no version: nothing to publish before its end.
+            self._publisher.set_current(
+                POLICY_FAMILY, self._versions[self._update - 1], self._actor_critic.policy.state_dict()
+            )
+
+    def _is_stored_after(self, update: int) -> bool:
+        interval = self._config.store_interval
+        return update == self._config.num_updates or (interval is not None and update % interval == 0)
+
+    def _store_policy(self) -> None:
+        """Store the weights of the last finished update; the same weights a second time change nothing."""
+        config, context = self._config, self._context
+
+        def write(folder: Path) -> None:
+            save_model(self._actor_critic.policy, self._codec, folder)
+
+        stored = context.store.publish(
+            POLICY_FAMILY,
+            write,
+            manifest=ManifestDraft(
+                kind="causal_lm",
+                parents=self._lineage.parents,
+                data=self._lineage.data,
+                run_id=context.run_id,
+                step=self._update,
+                metrics=self._metrics,
+                config=config.model_dump(mode="json"),
+            ),
+            version=self._versions[self._update - 1],
+        )
+        context.published(stored.version, stored=True)
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        started_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - started_s
+
+
+def _required_clients(
+    context: StageContext,
+) -> tuple[tuple[PolicyClient, ...], ReferenceClient, RewardClient]:
+    clients = context.clients
+    if not clients.policy or clients.reference is None or clients.reward is None:
+        raise InvalidConfigError(
+            field="(whole)",
+            problem="PPO needs a policy, a reference and a reward service; name their targets",
+        )
+    return clients.policy, clients.reference, clients.reward
+
+
+def _make_controller(config: FixedKlConfig | AdaptiveKlConfig, *, beta: float) -> KlController:
+    if isinstance(config, FixedKlConfig):
+        return FixedKlController(beta=beta)
+    return AdaptiveKlController(beta=beta, target_nats=config.target, horizon_episodes=config.horizon)
+
+
+def _name_of(model: LocatedModel) -> str:
+    """What the model store finds this very version by."""
+    return model.source if model.stored is None else str(model.version)
