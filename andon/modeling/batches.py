@@ -64,6 +64,7 @@ def _parts(group: PromptGroup, group_index: int, token_budget: int) -> list[_Par
 
 def _part(group: PromptGroup, group_index: int, first: int, end: int) -> _Part:
     return _Part(
-        group=PromptGroup(group.prompt, group.responses[first:end]), group_index=group_index,
-        first_response=first
+        group=PromptGroup(group.prompt, group.responses[first:end]),
+        group_index=group_index,
+        first_response=first,
     )

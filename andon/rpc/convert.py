@@ -7,8 +7,8 @@ Values of one service's contract are converted beside that service. Prompts and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Protocol
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -18,20 +18,21 @@ from andon.errors import FailedPreconditionError
 from andon.modeling.versions import ModelVersion
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelDescription:
-    """What a service tells of the model it serves."""
+class ModelFacts(Protocol):
+    """Facts about loaded weights, as ``andon.modeling.loading.describe`` gives them; no torch is imported."""
 
-    model: ModelVersion
-    architecture: str
-    parameter_count: int
-    vocab_size: int
-    max_sequence_tokens: int
-    eos_token_id: int
-    tokenizer_fingerprint: str
-    dtype: str
-    device: str
-    load_time: datetime
+    @property
+    def architecture(self) -> str: ...  # noqa: D102 - the message's comments say what each one is
+    @property
+    def parameter_count(self) -> int: ...  # noqa: D102
+    @property
+    def vocab_size(self) -> int: ...  # noqa: D102
+    @property
+    def max_sequence_tokens(self) -> int: ...  # noqa: D102
+    @property
+    def dtype(self) -> str: ...  # noqa: D102
+    @property
+    def device(self) -> str: ...  # noqa: D102
 
 
 def seconds_to_duration(seconds: float) -> Duration:
@@ -79,19 +80,26 @@ def model_version_from_proto(message: model_pb2.ModelVersion) -> ModelVersion:
     return ModelVersion(message.name, message.version, message.weights_sha256)
 
 
-def model_description_to_proto(description: ModelDescription) -> model_pb2.ModelInfo:
-    """A description as a message."""
+def model_info_to_proto(
+    facts: ModelFacts,
+    *,
+    version: ModelVersion,
+    eos_token_id: int,
+    tokenizer_fingerprint: str,
+    load_time: datetime,
+) -> model_pb2.ModelInfo:
+    """What a service tells of the model it serves."""
     return model_pb2.ModelInfo(
-        model=model_version_to_proto(description.model),
-        architecture=description.architecture,
-        parameter_count=description.parameter_count,
-        vocab_size=description.vocab_size,
-        max_sequence_tokens=description.max_sequence_tokens,
-        eos_token_id=description.eos_token_id,
-        tokenizer_fingerprint=description.tokenizer_fingerprint,
-        dtype=description.dtype,
-        device=description.device,
-        load_time=datetime_to_timestamp(description.load_time),
+        model=model_version_to_proto(version),
+        architecture=facts.architecture,
+        parameter_count=facts.parameter_count,
+        vocab_size=facts.vocab_size,
+        max_sequence_tokens=facts.max_sequence_tokens,
+        eos_token_id=eos_token_id,
+        tokenizer_fingerprint=tokenizer_fingerprint,
+        dtype=facts.dtype,
+        device=facts.device,
+        load_time=datetime_to_timestamp(load_time),
     )
 
 

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from andon.modeling.versions import ModelVersion
+
 CALL_SECONDS_BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 # What our servers answer; codes that only gRPC itself makes appear when they first happen.
@@ -92,3 +94,36 @@ class WorkerMetrics:
         )
         for cause in ("cancelled", "deadline"):
             self.abandoned.labels(cause)
+
+
+class ModelMetrics:
+    """Which model a service serves, and how its loads went."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._info = Gauge(
+            "andon_model_info",
+            "Always 1; the labels name the version in use. No series while no model is loaded.",
+            ["model_name", "model_version"],
+            registry=registry,
+        )
+        self._load_time = Gauge(
+            "andon_model_load_timestamp_seconds",
+            "When the model in use was loaded, in seconds since 1970; 0 without a model.",
+            registry=registry,
+        )
+        self._loads = Counter(
+            "andon_model_loads_total", "Attempts to load a model.", ["outcome"], registry=registry
+        )
+        for outcome in ("ok", "failed"):
+            self._loads.labels(outcome)
+
+    def loaded(self, version: ModelVersion) -> None:
+        """A model is in use from now on."""
+        self._info.clear()
+        self._info.labels(version.family, str(version.version)).set(1)
+        self._load_time.set_to_current_time()
+        self._loads.labels("ok").inc()
+
+    def load_failed(self) -> None:
+        """A model could not be loaded; what was in use stays."""
+        self._loads.labels("failed").inc()

@@ -1,1 +1,1 @@
-"""The reference service."""
+"""The reference service: log-probabilities under the frozen model from which the policy started."""

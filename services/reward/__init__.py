@@ -1,1 +1,1 @@
-"""The reward service."""
+"""The reward service: summaries to scores."""

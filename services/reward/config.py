@@ -1,0 +1,33 @@
+"""Decides what the reward service can be told: the common settings, which model, how much at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from andon.rpc.config import Port, ServerConfig
+
+
+class RewardConfig(ServerConfig):
+    """Settings of ``python -m services.reward``."""
+
+    port: Port = 50053
+    """gRPC port; 0 takes a free one and says which in the ready line."""
+    metrics_port: Port = 9103
+    """Prometheus port; 0 takes a free one."""
+    store: Path = Path("andon-home/store")
+    """Folder of the model store."""
+    model: str | None = None
+    """Model to load at the start, such as reward@latest, reward/3, a folder or a Hugging Face name."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the weights. Scores are float32 in any case."""
+    device: str = "cpu"
+    """Where the model runs, such as cpu or cuda:0."""
+    threads: int = Field(default=1, ge=1)
+    """CPU threads of one forward pass."""
+    token_budget: int = Field(default=8192, ge=1)
+    """The most tokens of one forward pass, prompts and responses together; bounds the memory of a call."""
+    max_queued_calls: int = Field(default=64, ge=1)
+    """Calls that may wait for the model; further ones answer RESOURCE_EXHAUSTED with QUEUE_FULL."""
