@@ -1,4 +1,7 @@
-"""Which connections a run holds. Opened when a run begins and closed when it leaves its thread, which ends all calls."""
+"""Which connections a run holds.
+
+Opened when a run begins and closed when it leaves its thread, which ends all calls.
+"""
 
 from __future__ import annotations
 

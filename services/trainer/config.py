@@ -1,4 +1,7 @@
-"""What the trainer can be told at its start. What a run does is told by StartRun: see ``services.trainer.stages``."""
+"""What the trainer can be told at its start.
+
+What a run does is told by StartRun: see ``services.trainer.stages``.
+"""
 
 from __future__ import annotations
 

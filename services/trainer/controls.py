@@ -39,7 +39,7 @@ class RunControls:
     """The requests to one run. Stop wins over interrupt, interrupt over holding."""
 
     def __init__(self, cord_hold: Callable[[], str | None]) -> None:
-        """``cord_hold`` says why the cord holds training, or None; it is cheap and may be called from any thread."""
+        """``cord_hold`` says why the cord holds training, or None; cheap, called from any thread."""
         self._cord_hold = cord_hold
         self._changed = threading.Condition()
         self._pause_reason: str | None = None

@@ -147,7 +147,8 @@ class PeerLostError(UnavailableError):
 
     def __init__(self, *, peer: str, patience_s: float, last_problem: str) -> None:
         super().__init__(
-            f"{peer} did not come back within {patience_s:g} s ({last_problem}); the run can be resumed once it has",
+            f"{peer} did not come back within {patience_s:g} s ({last_problem}); "
+            "the run can be resumed once it has",
             reason="PEER_LOST",
             peer=peer,
             patience_s=patience_s,

@@ -35,7 +35,7 @@ _MODEL_REASONS = frozenset({"MODEL_NOT_LOADED", "MODEL_VERSION_MISMATCH"})
 _DAMAGED_ON_THE_WAY = frozenset({"WEIGHTS_CHECKSUM_MISMATCH", "WEIGHTS_TRUNCATED"})
 
 
-class Abandoned(Exception):
+class AbandonedCallError(Exception):
     """Nobody waits for this call any more: its run has left."""
 
 
@@ -92,7 +92,7 @@ class Peers:
         must_restore = False
         while True:
             if self._abandoned.is_set():
-                raise Abandoned
+                raise AbandonedCallError
             try:
                 if must_restore:
                     restore()

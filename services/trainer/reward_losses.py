@@ -42,11 +42,13 @@ class Decision:
         ]
 
 
-def decision_loss(scores: Tensor, decisions: Sequence[Decision], *, num_decisions: int | None = None) -> Tensor:
+def decision_loss(
+    scores: Tensor, decisions: Sequence[Decision], *, num_decisions: int | None = None
+) -> Tensor:
     """Mean of the decisions' losses, nats. Every decision weighs the same, however many pairs it states.
 
-    scores: [num_responses], raw outputs of the head, any float dtype. Fully tied decisions are left out of the
-    mean. ``num_decisions`` is the divisor when the batch at hand is one piece of a larger one.
+    scores: [num_responses], raw outputs of the head, any float dtype. Fully tied decisions are left out of
+    the mean. ``num_decisions`` is the divisor when the batch at hand is one piece of a larger one.
     Sign: descending raises the better one's score and lowers the worse one's.
     """
     better: list[int] = []

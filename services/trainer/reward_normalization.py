@@ -1,7 +1,7 @@
 """Decides gain and bias of the reward, from raw scores of texts whose reward is known by definition.
 
-The reward-model stage fits once, after training; the result is stored in the checkpoint, and the reward service
-applies it as ``reward = gain * raw + bias``.
+The reward-model stage fits once, after training; the result is stored in the checkpoint, and the reward
+service applies it as ``reward = gain * raw + bias``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ def fit_reference_zero(raw_scores: Sequence[float]) -> Normalization:
     return Normalization(method="reference_zero", gain=1.0, bias=-math.fsum(raw_scores) / len(raw_scores))
 
 
-def fit_policy_unit(raw_scores: Sequence[float], *, mean: float = 0.0, deviation: float = 1.0) -> Normalization:
+def fit_policy_unit(
+    raw_scores: Sequence[float], *, mean: float = 0.0, deviation: float = 1.0
+) -> Normalization:
     """A gain and a bias so that these texts, samples of the first policy, have this mean and deviation (Z19).
 
     The deviation is the population one, as in Z19's code. Raises ValueError when the scores do not vary.

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -126,7 +127,7 @@ class RolloutCollector:
     def sample(
         self, prompts: Sequence[Sequence[int]], *, update: int, state: Callable[[], StageState]
     ) -> Responses:
-        """Responses of the current version to these prompts. Raises StaleSampleError for any other version's."""
+        """Responses of the current version to these prompts; StaleSampleError for any other version's."""
         shares = split_evenly(prompts, len(self._replicas))
         calls = [
             partial(self._sample_share, replica, share, update, number)
@@ -237,9 +238,9 @@ class RolloutCollector:
 
 
 def split_evenly(prompts: Sequence[Sequence[int]], parts: int) -> list[Sequence[Sequence[int]]]:
-    """Consecutive shares whose sizes differ by at most one; some are empty when there are more parts than prompts."""
+    """Consecutive shares whose sizes differ by at most one; some are empty if parts outnumber prompts."""
     bounds = [len(prompts) * part // parts for part in range(parts + 1)]
-    return [prompts[begin:end] for begin, end in zip(bounds, bounds[1:], strict=False)]
+    return [prompts[begin:end] for begin, end in pairwise(bounds)]
 
 
 def call_seed(seed: int, *, update: int, replica: int) -> int:

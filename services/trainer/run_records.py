@@ -137,7 +137,7 @@ def record_to_json(record: RunRecord) -> dict[str, Any]:
 
 
 def record_from_json(values: Mapping[str, Any], config: Mapping[str, Any]) -> RunRecord:
-    """The inverse of ``record_to_json``. Raises KeyError, TypeError or ValueError for what it did not write."""
+    """The inverse of ``record_to_json``; KeyError, TypeError or ValueError for what it did not write."""
     output_model = values["output_model"]
     return RunRecord(
         run_id=values["run_id"],
@@ -177,7 +177,7 @@ def event_to_json(event: RunEvent) -> dict[str, Any]:
 
 
 def event_from_json(values: Mapping[str, Any]) -> RunEvent:
-    """The inverse of ``event_to_json``. Raises KeyError, TypeError or ValueError for what it did not write."""
+    """The inverse of ``event_to_json``; KeyError, TypeError or ValueError for what it did not write."""
     happening: Happening
     match values["event"]:
         case "state_changed":

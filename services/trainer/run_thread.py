@@ -79,7 +79,7 @@ class RunThread:
         checkpoint_interval: int | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``checkpoint_interval`` counts steps; None saves by time. ``open_cord_guard`` None obeys no cord."""
+        """``checkpoint_interval`` counts steps; None saves by time. No ``open_cord_guard``: no cord."""
         self._record = record
         self._registry = registry
         self._store = store
@@ -222,7 +222,7 @@ class RunThread:
         except AndonError as error:
             message = f"{error.reason}: {error.message}"
             _log.error("run_failed", run_id=self.run_id, reason=error.reason, message=error.message)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - see below
             # The thread's outermost frame: the run fails, the service and the other runs live on.
             message = f"a defect of the trainer: {type(error).__name__}: {error}"
             _log.exception("run_failed", run_id=self.run_id)

@@ -90,7 +90,7 @@ class Runner:
             self._active_thread(run_id).controls.pause(reason)
 
     def resume(self, run_id: str) -> RunRecord:
-        """Let a paused run go on, or begin a paused, interrupted or failed one again at its last checkpoint."""
+        """Let a paused run go on, or begin an interrupted or failed one again at its last checkpoint."""
         with self._lock:
             record = self._registry.get(run_id)
             if self._is_active(run_id):
@@ -157,7 +157,7 @@ class Runner:
             return
         thread.controls.interrupt()
         if not thread.join(grace_s):
-            # The thread is a daemon and ends with the process; the next one finds the run and marks it interrupted.
+            # The thread is a daemon and ends with the process; the next one marks the run interrupted.
             _log.error("run_did_not_leave_in_time", run_id=thread.run_id, grace_s=grace_s)
 
     def _resolve(self, stage: StageName, config: Mapping[str, Any]) -> BaseModel:

@@ -60,7 +60,7 @@ class RunRegistry:
             try:
                 self._records[folder.name] = _read_record(folder)
             except RunRecordUnreadableError as error:
-                # One damaged folder must not keep all other runs from being served; it stays for a person to see.
+                # One damaged folder must not keep all other runs from being served; it stays to be looked at.
                 _log.error("run_unreadable", path=str(folder), problem=error.message)
 
     def create(
@@ -71,7 +71,7 @@ class RunRegistry:
         stage: StageName,
         config: Mapping[str, Any],
     ) -> RunRecord:
-        """Record a new run in state PENDING. The caller has looked for ``request_id`` with ``find_request``."""
+        """Record a new run in state PENDING. The caller has looked for its request with ``find_request``."""
         with self._lock:
             now = self._clock()
             run_id = self._new_run_id(stage, now)
@@ -140,7 +140,7 @@ class RunRegistry:
         return record
 
     def report(self, run_id: str, progress: Progress) -> None:
-        """Record a step that was done. Survives the process, not a power cut: steps are too many to wait for disks."""
+        """Record a step that was done; survives the process, not a power cut: steps are too many for that."""
         with self._lock:
             now = self._clock()
             record = self.get(run_id).changed(now, step=progress.step, total_steps=progress.total_steps)
@@ -149,7 +149,7 @@ class RunRegistry:
         self._notify(run_id)
 
     def last_progress(self, run_id: str) -> Progress | None:
-        """The last step that was reported, also by a process that was killed before it could write run.json."""
+        """The last step that was reported, if only by a process that was killed before it wrote run.json."""
         with self._lock:
             for event in reversed(self._loaded_events(run_id)):
                 if isinstance(event.happening, Progress):
@@ -163,7 +163,7 @@ class RunRegistry:
 
     @contextmanager
     def listening(self, run_id: str, notify: Callable[[], None]) -> Iterator[None]:
-        """Call ``notify`` after every change of the run, from the thread that changes it; it must not block."""
+        """Call ``notify`` after every change of the run, from the thread that changes it."""
         with self._lock:
             self.get(run_id)
             self._listeners.setdefault(run_id, []).append(notify)

@@ -89,5 +89,5 @@ class Scorers:
 
 
 def loadable_name(model: ModelVersion) -> str:
-    """What LoadModel takes for a version: "sft/1", or the folder or public name of a model from outside the store."""
+    """What LoadModel takes: "sft/1", or the folder or public name of a model from outside the store."""
     return str(model) if model.version > 0 else model.family

@@ -158,12 +158,16 @@ class TrainerServicer(trainer_grpc.TrainerServiceServicer):
 
 
 class _News:
-    """Wakes a coroutine whenever a run changes. Enter it before looking at the run, so that nothing is missed."""
+    """Wakes a coroutine whenever a run changes. Enter it before looking at the run: nothing is missed."""
 
     def __init__(self, registry: RunRegistry, run_id: str) -> None:
         loop = asyncio.get_running_loop()
         self._woken = asyncio.Event()
-        self._listening = registry.listening(run_id, lambda: loop.call_soon_threadsafe(self._woken.set))
+
+        def wake() -> None:
+            loop.call_soon_threadsafe(self._woken.set)
+
+        self._listening = registry.listening(run_id, wake)
 
     async def __aenter__(self) -> _News:
         self._listening.__enter__()
@@ -229,7 +233,7 @@ def _page_token(last_run_id: str) -> str:
 
 
 def _start_after(page_token: str, runs: list[RunRecord]) -> int:
-    """Index of the first run of the next page. Runs are never deleted, so the run in the token is among them."""
+    """Index of the first run of the next page. Runs are never deleted: the token's run is among them."""
     try:
         run_id = base64.urlsafe_b64decode(page_token.encode()).decode()
     except (binascii.Error, UnicodeError):

@@ -25,8 +25,6 @@ from services.trainer.stages.context import StageState
 
 _log = structlog.stdlib.get_logger(__name__)
 
-CHUNK_BYTES = 1024 * 1024
-
 # The replica cannot take these weights onto the model it has: another architecture, or the same number with
 # other weights, as after a replay on hardware that does not repeat itself. The initial model clears both.
 _NEEDS_INITIAL_MODEL = frozenset({"WEIGHTS_SHAPE_MISMATCH", "MODEL_VERSION_CONFLICT"})
@@ -88,8 +86,8 @@ class WeightPublisher:
         )
 
     def _send(self, replica: PolicyClient, weights: Mapping[str, Tensor]) -> None:
-        header, chunks = encode_weights(weights, self._current, CHUNK_BYTES)
-        acknowledgement = replica.update_weights(header, chunks, timeout_s=self._timeout_s)
+        encoded = encode_weights(weights, self._current)
+        acknowledgement = replica.update_weights(encoded.header, encoded.chunks, timeout_s=self._timeout_s)
         if acknowledgement.model != self._current:
             raise WeightsNotAcknowledgedError(
                 peer=f"policy at {replica.target}", expected=self._current, actual=acknowledgement.model

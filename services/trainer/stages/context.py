@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from andon.modeling.store import ModelStore
     from andon.modeling.versions import ModelVersion
 
-# What a checkpoint holds: tensors, numbers, text, and lists and dicts of these, so that torch.load(weights_only=True)
-# reads it back.
+# What a checkpoint holds: tensors, numbers, text, and lists and dicts of these, so that
+# torch.load(weights_only=True) reads it back.
 StageState = dict[str, Any]
 
 
@@ -36,8 +36,8 @@ class StageClients:
     patience_s: float = 120.0  # how long a stage waits for a service that does not answer
 
 
-class RunHalted(Exception):
-    """The run must leave its stage now. Not an error: the stage lets it pass and cleans up nothing but its own."""
+class RunHalted(Exception):  # noqa: N818 - not an error
+    """The run must leave its stage now; the stage lets it pass."""
 
 
 class RunStopped(RunHalted):

@@ -38,6 +38,7 @@ from andon.modeling.sequences import pack, plan_batches, unpack
 from andon.modeling.store import LocatedModel
 from andon.modeling.text import TextCodec
 from andon.modeling.versions import ModelVersion
+from andon.modeling.weight_codec import model_weights
 from services.trainer.actor_critic import ActorCritic, SeparateValueNetwork, SharedValueHead
 from services.trainer.errors import InvalidConfigError, TokenizerMismatchError
 from services.trainer.experience import Experience, RewardSettings, evaluate_rollout
@@ -352,9 +353,7 @@ class PpoStage:
                 between_steps=lambda: context.obey(self._state),
             )
         with self._timed("publish_seconds"):
-            version = self._publisher.set_current(
-                POLICY_FAMILY, self._versions[update - 1], self._actor_critic.policy.state_dict()
-            )
+            version = self._name_weights(update)
             self._publisher.publish(state=self._state)
         context.published(version, stored=False)
 
@@ -414,7 +413,7 @@ class PpoStage:
                 batch = pack([responses.groups[index] for index in piece], self._context.device)
                 values = self._actor_critic.values(batch).cpu()
                 sizes = [sum(map(len, responses.groups[index].responses)) for index in piece]
-                for index, row in zip(piece, values.split(sizes), strict=True):
+                for index, row in zip(piece, torch.split(values, sizes), strict=True):
                     rows[index] = row
         return unpack(torch.cat(rows), responses.lengths, 0.0)
 
@@ -455,9 +454,12 @@ class PpoStage:
             self._seconds = in_progress["seconds"]
         elif self._update > 0:
             # In the middle of an update the weights belong to no version: nothing to publish before its end.
-            self._publisher.set_current(
-                POLICY_FAMILY, self._versions[self._update - 1], self._actor_critic.policy.state_dict()
-            )
+            self._name_weights(self._update)
+
+    def _name_weights(self, update: int) -> ModelVersion:
+        """Make the weights as they are the version that update ``update`` gives."""
+        weights = model_weights(self._actor_critic.policy)
+        return self._publisher.set_current(POLICY_FAMILY, self._versions[update - 1], weights)
 
     def _is_stored_after(self, update: int) -> bool:
         interval = self._config.store_interval
