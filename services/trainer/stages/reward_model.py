@@ -1,0 +1,283 @@
+"""The reward model: decides how people's comparisons become a model that scores summaries.
+
+The run thread constructs ``RewardModelStage(config, context)`` and calls ``run``. It starts from a language
+model whose head is replaced by a scalar one, learns from each decision with the loss that fits it
+(``reward_losses``), and ends with a normalization that is stored with the weights. What one update does is
+``preference_learning``; how good the result is, ``reward_accuracy``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from transformers import PreTrainedModel
+
+from andon.client.policy import SamplingParameters
+from andon.corpus.loaders import load_comparisons, load_documents
+from andon.corpus.records import ComparisonRecord
+from andon.modeling.loading import load_causal_lm, save_model, scorer_from_causal_lm
+from andon.modeling.manifest import DataUse, ManifestDraft, Parent
+from andon.modeling.normalization import NO_NORMALIZATION, Normalization, NormalizationMethod
+from andon.modeling.sequences import PromptGroup, check_groups
+from andon.modeling.store import LocatedModel
+from andon.modeling.text import TextCodec
+from andon.modeling.versions import ModelVersion
+from services.trainer.errors import InvalidConfigError
+from services.trainer.reward_normalization import fit_policy_unit, fit_reference_zero
+from services.trainer.stages.base_model import TemplateConfig, base_model_codec
+from services.trainer.stages.batch_order import BatchOrder
+from services.trainer.stages.comparisons import (
+    ComparedDocument,
+    cut_summary,
+    digest_comparisons,
+    group_by_document,
+    split_by_document,
+)
+from services.trainer.stages.context import StageContext
+from services.trainer.stages.optimization import OptimizationConfig
+from services.trainer.stages.preference_learning import LanguageModelTerm, PreferenceLearning
+from services.trainer.stages.publication import publish, published_earlier
+from services.trainer.stages.random_state import seed_everything
+from services.trainer.stages.reward_accuracy import labeler_agreement
+from services.trainer.stages.training_loop import TrainingLoop
+
+LABELING_PREFIX = "labeling:"
+
+
+class RewardModelConfig(OptimizationConfig):
+    """What one reward-model run does."""
+
+    base_model: str  # the supervised model: in the store, a folder, or a public name
+    extra_layers: int = Field(default=0, ge=0)  # on top of the base model's, near identity at first
+    comparisons: str  # "labeling:<batch>" (all batches without one), or a source of andon.corpus.loaders
+    validation_comparisons: str | None = None  # likewise; held out instead of a share of the documents
+    validation_share: float = Field(default=0.1, ge=0, lt=1)  # of the documents
+    references: str | None = None  # source of documents for the normalization
+    reference_documents: int = Field(default=512, ge=2)  # at most, the first ones of the source
+    normalization: NormalizationMethod | None = None  # reference_zero when there are references, else none
+    template: TemplateConfig | None = None  # the base model's own where it has one
+    max_summary_tokens: int = Field(default=256, ge=2)  # longer ones are cut
+    epochs: int = Field(default=1, ge=1)  # S20
+    batch_comparisons: int = Field(default=64, ge=1)  # decisions per update; S20
+    token_budget: int = Field(default=16384, ge=1)  # per forward pass
+    learning_rate: float = Field(default=1.5e-5, gt=0)  # S20, 1.3B
+    language_model_coefficient: float = Field(default=0.0, ge=0)  # of the auxiliary loss, per token
+    # whose tokens the auxiliary loss is on
+    language_model_responses: Literal["preferred", "all"] = "preferred"
+    validation_interval: int = Field(default=100, ge=1)  # updates
+    sampling_temperature: float = Field(default=1.0, gt=0)  # of the samples that policy_unit normalizes to
+    seed: int = 0
+    output_family: str = "reward"
+    alias: str | None = None  # also name the result family@alias
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.normalization in ("reference_zero", "policy_unit") and self.references is None:
+            raise ValueError(f"normalization {self.normalization} needs references")
+        return self
+
+    @property
+    def chosen_normalization(self) -> NormalizationMethod:
+        """The method, with the default resolved."""
+        if self.normalization is not None:
+            return self.normalization
+        return "none" if self.references is None else "reference_zero"
+
+
+class RewardModelStage:
+    """One reward-model run."""
+
+    def __init__(self, config: RewardModelConfig, context: StageContext) -> None:
+        self._config = config
+        self._context = context
+
+    def run(self) -> ModelVersion:
+        """Train, normalize, store the model and return its version."""
+        config, context = self._config, self._context
+        if (earlier := published_earlier(context, config.output_family)) is not None:
+            return earlier
+        torch.set_num_threads(context.threads)
+        seed_everything(config.seed)
+        base = context.store.locate(config.base_model)
+        codec = base_model_codec(base, config.template)
+        records = self._load(config.comparisons, field="comparisons", resumable=True)
+        if config.validation_comparisons is not None:
+            training = records
+            held_out = self._load(config.validation_comparisons, field="validation_comparisons")
+        else:
+            split = split_by_document(records, held_out_share=config.validation_share, seed=config.seed)
+            training, held_out = split.training, split.held_out
+        elements = self._group(training, codec)
+        informative = [element for element in elements if element.informative_decisions]
+        if not informative:
+            raise InvalidConfigError(
+                field="comparisons", problem="no preference is left to learn from once documents are held out"
+            )
+
+        scorer = scorer_from_causal_lm(base.source, extra_layers=config.extra_layers, seed=config.seed)
+        scorer = scorer.to(context.device)
+        held_out_elements = self._group(held_out, codec)
+        check_groups(
+            [element.group for element in (*informative, *held_out_elements)],
+            vocab_size=codec.vocab_size,
+            max_sequence_tokens=getattr(scorer.config, "max_position_embeddings", None),
+        )
+        learning = PreferenceLearning(
+            scorer,
+            informative,
+            held_out_elements,
+            token_budget=config.token_budget,
+            device=context.device,
+            language_model=self._language_model_term(base, scorer),
+        )
+        order = BatchOrder(
+            [len(element.informative_decisions) for element in informative],
+            budget=config.batch_comparisons,
+            seed=config.seed,
+            steps=None,
+            epochs=config.epochs,
+        )
+        comparisons_sha256 = digest_comparisons(records)
+        loop = TrainingLoop(
+            context=context,
+            config=config,
+            model=scorer,
+            order=order,
+            workload=learning,
+            validation_interval=config.validation_interval,
+            identity={
+                "training data": comparisons_sha256,
+                "last comparison": records[-1].comparison_id,
+                "tokenizer": codec.fingerprint,
+            },
+        )
+        metrics = loop.run()
+        metrics |= _describe(records, training)
+        normalization = self._normalization(learning, codec)
+        use = DataUse(
+            kind="comparisons",
+            uri=config.comparisons,
+            count=len(records),
+            sha256=comparisons_sha256,
+            first_id=records[0].comparison_id,
+            last_id=records[-1].comparison_id,
+        )
+        return publish(
+            context,
+            config.output_family,
+            lambda folder: save_model(scorer, codec, folder, normalization=normalization),
+            manifest=ManifestDraft(
+                kind="reward_model",
+                parents=(Parent(role="base", model=base.version),),
+                data=(use, *self._reference_use()),
+                run_id=context.run_id,
+                step=len(order),
+                metrics=metrics,
+                config=config.model_dump(mode="json"),
+                normalization=normalization,
+            ),
+            alias=config.alias,
+        )
+
+    def _load(self, source: str, *, field: str, resumable: bool = False) -> list[ComparisonRecord]:
+        """All comparisons of a source; of a resumed run those it began with, whatever has been answered
+        since.
+        """
+        if not source.startswith(LABELING_PREFIX):
+            return load_comparisons(source)
+        labeling = self._context.clients.labeling
+        if labeling is None:
+            raise InvalidConfigError(field=field, problem="this trainer has no labeling service configured")
+        records = list(labeling.export_comparisons(batch=source.removeprefix(LABELING_PREFIX)))
+        restored = self._context.restored_state() if resumable else None
+        if restored is not None:
+            last = int(restored["identity"]["last comparison"])
+            records = [record for record in records if int(record.comparison_id) <= last]
+        if not records:
+            raise InvalidConfigError(field=field, problem=f"{source} has no answers yet")
+        return records
+
+    def _group(self, records: Sequence[ComparisonRecord], codec: TextCodec) -> list[ComparedDocument]:
+        return group_by_document(records, codec, max_summary_tokens=self._config.max_summary_tokens)
+
+    def _language_model_term(self, base: LocatedModel, scorer: PreTrainedModel) -> LanguageModelTerm | None:
+        config = self._config
+        if config.language_model_coefficient == 0:
+            return None
+        head = None  # shared with the embeddings, which the scorer keeps
+        if not scorer.config.tie_word_embeddings:
+            # A head of its own is not part of the scorer: it stays as the base model has it.
+            model = load_causal_lm(base.source, device=self._context.device)
+            head = model.get_output_embeddings().requires_grad_(requires_grad=False)
+        return LanguageModelTerm(
+            coefficient=config.language_model_coefficient,
+            preferred_only=config.language_model_responses == "preferred",
+            head=head,
+        )
+
+    def _normalization(self, learning: PreferenceLearning, codec: TextCodec) -> Normalization:
+        config = self._config
+        method = config.chosen_normalization
+        if method == "none" or config.references is None:
+            return NO_NORMALIZATION
+        documents = load_documents(config.references)
+        if method == "reference_zero":
+            pairs = [(record.document, record.summaries[0]) for record in documents if record.summaries]
+            pairs = pairs[: config.reference_documents]
+            if not pairs:
+                raise InvalidConfigError(field="references", problem="none of the documents has a summary")
+            return fit_reference_zero(learning.raw_scores(self._encode(pairs, codec)))
+        if not self._context.clients.policy:
+            raise InvalidConfigError(
+                field="normalization",
+                problem="policy_unit needs samples, and no policy service is configured",
+            )
+        prompts = [record.document for record in documents[: config.reference_documents]]
+        answer = self._context.clients.policy[0].sample(
+            prompts,
+            SamplingParameters(
+                max_new_tokens=config.max_summary_tokens,
+                temperature=config.sampling_temperature,
+                seed=config.seed,
+            ),
+            wait_for_ready=True,
+        )
+        samples = [result.samples[0].text for result in answer.results]
+        pairs = list(zip(prompts, samples, strict=True))
+        return fit_policy_unit(learning.raw_scores(self._encode(pairs, codec)))
+
+    def _encode(self, pairs: Sequence[tuple[str, str]], codec: TextCodec) -> list[PromptGroup]:
+        return [
+            PromptGroup(
+                prompt=codec.encode_document(document),
+                responses=[cut_summary(codec.encode_summary(summary), self._config.max_summary_tokens)],
+            )
+            for document, summary in pairs
+        ]
+
+    def _reference_use(self) -> tuple[DataUse, ...]:
+        config = self._config
+        if config.references is None or config.chosen_normalization == "none":
+            return ()
+        return (DataUse(kind="documents", uri=config.references, count=config.reference_documents),)
+
+
+def _describe(records: Sequence[ComparisonRecord], training: Sequence[ComparisonRecord]) -> dict[str, float]:
+    """What is worth knowing of the comparisons themselves."""
+    metrics = {
+        "comparisons": float(len(records)),
+        "training_comparisons": float(len(training)),
+        "fully_tied_comparisons": float(sum(not record.untied_pairs() for record in records)),
+    }
+    agreement = labeler_agreement(records)
+    if agreement is not None:
+        metrics |= {
+            "labeler_agreement": agreement.share,
+            "labeler_agreement_low": agreement.low,
+            "labeler_agreement_high": agreement.high,
+            "labeler_agreement_pairs": float(agreement.n),
+        }
+    return metrics
