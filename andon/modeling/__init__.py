@@ -1,7 +1,7 @@
 """Models: what a version is, where it lies, how it is loaded, and how sequences pass through it.
 
 Without torch: ``versions`` (names), ``manifest`` and ``store`` (immutable versions, lineage, aliases),
-``normalization`` (raw output to reward), ``weight_digest`` (the digest that names weights).
+``normalization`` (raw output to reward).
 
 With torch: ``text`` (documents and summaries to token ids and back), ``loading`` (Hugging Face models in and
 out), ``attention`` and ``sequences`` (many sequences in one row, without padding), ``forward``

@@ -140,15 +140,18 @@ class TreeLayout:
             )
         ]
         output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-        if not self._is_dense:
-            output = _FromSlots.apply(output, self._slot_of_token, self._token_of_slot, self._padded_slots)
-        return output[None]
+        if self._is_dense:
+            return output[None]
+        places = (self._slot_of_token, self._token_of_slot, self._padded_slots)
+        rows: Tensor = _FromSlots.apply(output, *places)  # type: ignore[no-untyped-call]
+        return rows[None]
 
     def _to_slots(self, rows: Tensor) -> Tensor:
         """[N, heads, size] in the row's order to [slots, heads, size]."""
         if self._is_dense:
             return rows
-        slots: Tensor = _ToSlots.apply(rows, self._token_of_slot, self._slot_of_token)
+        places = (self._token_of_slot, self._slot_of_token)
+        slots: Tensor = _ToSlots.apply(rows, *places)  # type: ignore[no-untyped-call]
         return slots
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
+from andon.modeling.attention import ATTENTION_NAME
 from andon.modeling.sequences import PackedBatch
 
 # Rows of logits that are worked on at a time: their float32 copies stay in the processor's cache.
@@ -35,6 +36,7 @@ def response_statistics(
     model: PreTrainedModel, batch: PackedBatch, *, temperature: float, entropy: bool = False
 ) -> ResponseStatistics:
     """Log-probability (and entropy, in nats) of every response token. ``temperature`` is above 0."""
+    _check_attention(model)
     logits = model(
         input_ids=batch.input_ids,
         position_ids=batch.position_ids,
@@ -52,7 +54,8 @@ def token_statistics(
 
     logits: [T, vocabulary], any floating type; target_ids: [T] int64.
     """
-    logprobs, entropies = _TokenStatistics.apply(logits, target_ids, temperature, entropy)
+    options = (target_ids, temperature, entropy)
+    logprobs, entropies = _TokenStatistics.apply(logits, *options)  # type: ignore[no-untyped-call]
     return ResponseStatistics(logprobs=logprobs, entropies=entropies if entropy else None)
 
 
@@ -67,11 +70,18 @@ def final_scores(scorer: PreTrainedModel, batch: PackedBatch) -> Tensor:
 
 
 def _head_outputs(scorer: PreTrainedModel, batch: PackedBatch, index: Tensor) -> Tensor:
+    _check_attention(scorer)
     hidden = scorer.base_model(
         input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, layout=batch.layout
     ).last_hidden_state[0]
     scores: Tensor = scorer.score(hidden.index_select(0, index))
     return scores[:, 0].float()
+
+
+def _check_attention(model: PreTrainedModel) -> None:
+    """With another attention the model would ignore the layout without a word."""
+    if model.config._attn_implementation != ATTENTION_NAME:
+        raise TypeError(f'packed rows need a model with attn_implementation="{ATTENTION_NAME}"')
 
 
 class _TokenStatistics(torch.autograd.Function):

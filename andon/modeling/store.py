@@ -47,10 +47,11 @@ from andon.modeling.manifest import (
     version_from_name,
 )
 from andon.modeling.versions import ModelAlias, ModelSource, ModelVersion, check_family, parse_model_name
-from andon.modeling.weight_digest import digest_safetensors
 
 MANIFEST_NAME = "manifest.json"
+WEIGHTS_NAME = "andon_weights.json"  # written beside the weights by loading.save_model; holds their digest
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _NO_LINEAGE = Lineage()
 
 
@@ -177,12 +178,6 @@ class ModelStore:
                     model=stored.version,
                     file=path,
                 )
-        if _weights_sha256(stored.path) != stored.version.weights_sha256:
-            raise DataLossError(
-                f"{stored.version}: the manifest names other weights",
-                reason="MODEL_DAMAGED",
-                model=stored.version,
-            )
 
     def lineage(self, name: str | ModelVersion) -> LineageNode:
         """The tree of all that a version was made from; also for reserved versions never stored."""
@@ -432,12 +427,17 @@ def _remove_leftovers(incoming: Path) -> None:
 
 
 def _weights_sha256(folder: Path) -> str:
-    paths = sorted(folder.glob("*.safetensors"))
-    if not paths:
+    """The digest that whoever wrote the weights knows: names in files may differ from names in memory."""
+    path = folder / WEIGHTS_NAME
+    if not path.is_file():
         raise InvalidArgumentError(
-            "a model without safetensors files cannot be stored", reason="MODEL_MALFORMED"
+            f"only folders with {WEIGHTS_NAME} can be stored, as loading.save_model writes them",
+            reason="MODEL_MALFORMED",
         )
-    return digest_safetensors(paths)
+    digest = json.loads(path.read_text()).get("weights_sha256")
+    if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
+        raise InvalidArgumentError(f"{WEIGHTS_NAME} holds no digest", reason="MODEL_MALFORMED")
+    return digest
 
 
 def _describe_files(folder: Path) -> tuple[StoredFile, ...]:

@@ -1,0 +1,67 @@
+"""Decides whether packed rows pass correctly through a model, by trying it.
+
+Packing rests on three promises of an architecture: tokens are mixed only by its attention, the attention goes
+through the registered function, and places are told by ``position_ids``. Recurrent layers, convolutions over
+time and biases computed from the row break them silently. So each loaded model reads a short row with
+branches, and the same sequences one by one; ``loading`` calls this once per model.
+"""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedModel
+
+from andon.modeling.attention import Tree, TreeLayout
+from andon.modeling.errors import UnsupportedArchitectureError
+
+# Above rounding in the type of the weights, below what a wrong neighbour does.
+_RELATIVE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
+
+
+def check_architecture(model: PreTrainedModel) -> None:
+    """Raise UnsupportedArchitectureError when sequences in one row would influence each other."""
+    vocab_size = model.get_input_embeddings().num_embeddings
+    ids = [token % vocab_size for token in (5, 11, 3, 17, 8, 2, 13, 7, 19, 4)]
+    first, prompt, left, right = ids[:3], ids[3:6], ids[6:8], ids[8:]
+    trees = [
+        Tree(prompt_tokens=len(first), response_tokens=()),
+        Tree(prompt_tokens=len(prompt), response_tokens=(len(left), len(right))),
+    ]
+    was_training = model.training
+    model.eval()
+    try:
+        packed = _hidden(model, ids, [0, 1, 2, 0, 1, 2, 3, 4, 3, 4], trees)
+        alone = torch.cat(
+            [_hidden_alone(model, sequence) for sequence in (first, prompt + left, prompt + right)]
+        )
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UnsupportedArchitectureError(
+            f"{type(model).__name__} does not hand its attention over: {error}",
+            architecture=type(model).__name__,
+        ) from error
+    finally:
+        model.train(was_training)
+    places = [0, 1, 2, 3, 4, 5, 6, 7, 3, 4, 5, 8, 9]
+    difference = (packed[places] - alone).abs().max().item()
+    if not difference <= _RELATIVE_TOLERANCE[model.dtype] * alone.abs().max().item():
+        raise UnsupportedArchitectureError(
+            f"{type(model).__name__} lets sequences of one row influence each other",
+            architecture=type(model).__name__,
+        )
+
+
+def _hidden_alone(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
+    return _hidden(model, ids, list(range(len(ids))), [Tree(prompt_tokens=len(ids), response_tokens=())])
+
+
+def _hidden(model: PreTrainedModel, ids: list[int], positions: list[int], trees: list[Tree]) -> torch.Tensor:
+    """[N, width] float32."""
+    with torch.inference_mode():
+        output = model.base_model(
+            input_ids=torch.tensor([ids], device=model.device),
+            position_ids=torch.tensor([positions], device=model.device),
+            use_cache=False,
+            layout=TreeLayout(trees, device=model.device),
+        )
+    hidden: torch.Tensor = output.last_hidden_state[0].float()
+    return hidden
