@@ -1,0 +1,57 @@
+"""A store on disk with a clock that only the test moves."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from services.labeling.cord_store import CordStore
+from services.labeling.database import Database
+from services.labeling.store import LabelingStore
+
+
+class ManualClock:
+    def __init__(self) -> None:
+        self.now_us = 1_000_000_000_000
+
+    def __call__(self) -> int:
+        return self.now_us
+
+    def advance_s(self, seconds: float) -> None:
+        self.now_us += round(seconds * 1e6)
+
+
+@dataclass
+class OpenStore:
+    database: Database
+    store: LabelingStore
+    cord: CordStore
+    clock: ManualClock
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def open_store(tmp_path: Path, clock: ManualClock) -> Iterator[Callable[..., OpenStore]]:
+    """``open_store()`` opens the test's one database, again and again if wanted, as a restart would."""
+    with ExitStack() as databases:
+
+        def open_it(*, lock_wait_s: float = 5.0, seed: str = "seed", **limits: int) -> OpenStore:
+            database = Database(
+                f"sqlite:///{tmp_path}/labeling.sqlite3", new_seed=lambda: seed, lock_wait_s=lock_wait_s
+            )
+            database.open()
+            databases.callback(database.close)
+            return OpenStore(
+                database=database,
+                store=LabelingStore(database, clock=clock, **limits),
+                cord=CordStore(database, clock=clock),
+                clock=clock,
+            )
+
+        yield open_it

@@ -1,0 +1,117 @@
+"""Leases and the draws of orders."""
+
+import itertools
+from collections import Counter
+from typing import Any
+
+import pytest
+from scipy import stats
+
+from services.labeling.assignment import (
+    CIRCLE_PLACES,
+    Draws,
+    LeaseDurations,
+    LeaseRecord,
+    check_lease_order,
+    check_may_answer,
+)
+from services.labeling.errors import (
+    InvalidFieldError,
+    LeaseAlreadyAnsweredError,
+    LeaseExpiredError,
+    LeaseOfAnotherLabelerError,
+)
+
+DURATIONS = LeaseDurations(default_us=60_000_000, max_us=3600_000_000)
+
+
+def order(**fields: Any) -> Any:
+    return check_lease_order(
+        **{"labeler_id": "ann@x.org", "batch": "", "max_tasks": 0, "duration_us": None, **fields},
+        durations=DURATIONS,
+    )
+
+
+def test_defaults_are_filled_in() -> None:
+    checked = order()
+    assert (checked.max_tasks, checked.duration_us) == (1, 60_000_000)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"labeler_id": ""}, "INVALID_LABELER"),
+        ({"labeler_id": "a b"}, "INVALID_LABELER"),
+        ({"labeler_id": "a" * 201}, "INVALID_LABELER"),
+        ({"labeler_id": "a\n"}, "INVALID_LABELER"),
+        ({"batch": "a/b"}, "INVALID_BATCH"),
+        ({"max_tasks": -1}, "INVALID_LEASE"),
+        ({"max_tasks": 1001}, "INVALID_LEASE"),
+        ({"duration_us": 0}, "INVALID_LEASE"),
+        ({"duration_us": -5}, "INVALID_LEASE"),
+        ({"duration_us": 3600_000_001}, "INVALID_LEASE"),
+    ],
+)
+def test_bad_wishes(fields: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InvalidFieldError) as caught:
+        order(**fields)
+    assert caught.value.reason == reason
+
+
+def lease(**fields: Any) -> LeaseRecord:
+    return LeaseRecord(
+        **{
+            "lease_id": "l",
+            "task_id": 1,
+            "batch_id": 1,
+            "slot_number": 0,
+            "labeler_id": "ann",
+            "shown_order": (0, 1),
+            "lease_us": 100,
+            "expire_us": 200,
+            "is_answered": False,
+            "holds_slot": True,
+            **fields,
+        }
+    )
+
+
+def test_a_lease_may_be_answered_until_it_expires() -> None:
+    check_may_answer(lease(), labeler_id="ann", now_us=199)
+    with pytest.raises(LeaseExpiredError):
+        check_may_answer(lease(), labeler_id="ann", now_us=200)
+
+
+def test_what_is_wrong_with_a_lease_is_told_in_order() -> None:
+    everything_wrong = lease(is_answered=True, holds_slot=False)
+    with pytest.raises(LeaseOfAnotherLabelerError):
+        check_may_answer(everything_wrong, labeler_id="bob", now_us=300)
+    with pytest.raises(LeaseAlreadyAnsweredError):
+        check_may_answer(everything_wrong, labeler_id="ann", now_us=300)
+
+
+def test_a_clock_set_back_does_not_revive_a_lease_whose_slot_is_taken() -> None:
+    with pytest.raises(LeaseExpiredError):
+        check_may_answer(lease(holds_slot=False), labeler_id="ann", now_us=150)
+
+
+def test_shown_orders_are_uniform_permutations() -> None:
+    draws = Draws(seed="s")
+    counts = Counter(draws.shown_order(task, f"labeler-{task % 7}", 3) for task in range(6000))
+    assert set(counts) == set(itertools.permutations(range(3)))
+    assert stats.chisquare(list(counts.values())).pvalue > 0.001
+
+
+def test_draws_follow_from_the_seed_and_differ_without_it() -> None:
+    shown = [Draws(seed="a").shown_order(task, "ann", 9) for task in range(20)]
+    assert shown == [Draws(seed="a").shown_order(task, "ann", 9) for task in range(20)]
+    assert shown != [Draws(seed="b").shown_order(task, "ann", 9) for task in range(20)]
+    assert shown != [Draws(seed="a").shown_order(task, "bob", 9) for task in range(20)]
+
+
+def test_places_on_the_circle_are_spread() -> None:
+    draws = Draws(seed="s")
+    places = [draws.task_place(task) / CIRCLE_PLACES for task in range(2000)]
+    assert stats.kstest(places, "uniform").pvalue > 0.001
+    starts = [draws.labeler_start(f"labeler-{number}") / CIRCLE_PLACES for number in range(2000)]
+    assert stats.kstest(starts, "uniform").pvalue > 0.001
