@@ -1,13 +1,14 @@
 """Holds the keys and values of running sequences and attends to them.
 
-The unit is the *cohort*: prompts whose reading ended in the same step, each with the same number of *lanes*, the
-responses being written to it. A cohort stores a prompt's keys and values once for all its lanes, and because its
-lanes have all written equally many tokens, a step writes one column for all of them. Rows are padded only to the
-longest prompt of their cohort; the scheduler puts prompts of similar length together.
+The unit is the *cohort*: prompts whose reading ended in the same step, each with the same number of *lanes*,
+the responses being written to it. A cohort stores a prompt's keys and values once for all its lanes, and
+because its lanes have all written equally many tokens, a step writes one column for all of them. Rows are
+padded only to the longest prompt of their cohort; the scheduler puts prompts of similar length together.
 
-The engine makes cohorts and hands the two layouts here to the model, whose attention (``andon.modeling.attention``)
-calls ``attend`` in every layer. Tensors are allocated at the first ``attend`` from the shapes the model itself
-brings, so no architecture is named here. Paging and sharing of prefixes between different prompts are left out.
+The engine makes cohorts and hands the two layouts here to the model, whose attention
+(``andon.modeling.attention``) calls ``attend`` in every layer. Tensors are allocated at the first ``attend``
+from the shapes the model itself brings, so no architecture is named here. Paging and sharing of prefixes
+between different prompts are left out.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-# A cohort is copied together when at least this share of its prompts has finished: seldom enough that copying costs
-# less than reading the finished rows on would.
+# A cohort is copied together when at least this share of its prompts has finished: seldom enough that copying
+# costs less than reading the finished rows on would.
 COMPACTION_SHARE = 0.25
 
 FINISHED = -1  # stands in ``Cohort.slots`` for a lane whose response has ended
@@ -32,7 +33,9 @@ FINISHED = -1  # stands in ``Cohort.slots`` for a lane whose response has ended
 class LayerCache:
     """Keys and values of one layer. ``rows`` = prompts x key heads, prompt-major."""
 
-    prompt_keys: Tensor  # [rows, head_size, prompt_capacity]: transposed, which makes the product with a query faster
+    prompt_keys: (
+        Tensor  # [rows, head_size, prompt_capacity]: transposed, which makes the product with a query faster
+    )
     prompt_values: Tensor  # [rows, prompt_capacity, value_size]
     response_keys: Tensor  # [rows * lanes, response_capacity, head_size]
     response_values: Tensor  # [rows * lanes, response_capacity, value_size]
@@ -49,7 +52,9 @@ class Cohort:
         response_capacity: int,
         device: torch.device,
     ) -> None:
-        """``slots`` [prompts, lanes] names each lane's sequence; ``response_capacity`` counts cached tokens."""
+        """``slots`` [prompts, lanes] names each lane's sequence; ``response_capacity`` counts cached
+        tokens.
+        """
         self.prompt_lengths = np.asarray(prompt_lengths, dtype=np.int64)
         self.slots = slots
         self.response_capacity = response_capacity
@@ -76,7 +81,8 @@ class Cohort:
     def live_slots(self) -> NDArray[np.int64]:
         """The slots of running sequences in the order of the cohort's rows in a step's batch, [live]."""
         flat = self.slots.reshape(-1)
-        return flat[flat != FINISHED]
+        live: NDArray[np.int64] = flat[flat != FINISHED]
+        return live
 
     def finish(self, slots: NDArray[np.int64]) -> None:
         """Take these sequences out; copy what is left together when that pays."""
@@ -102,8 +108,10 @@ class Cohort:
         if cache is None:
             cache = self._layers[layer_index] = self._allocate(keys, values)
         rows = slice(first_prompt * num_heads, (first_prompt + num_prompts) * num_heads)
-        cache.prompt_keys[rows, :, :length].unflatten(0, (num_prompts, num_heads)).copy_(keys.transpose(2, 3))
-        cache.prompt_values[rows, :length].unflatten(0, (num_prompts, num_heads)).copy_(values)
+        cache.prompt_keys[rows, :, :length].view(num_prompts, num_heads, -1, length).copy_(
+            keys.transpose(2, 3)
+        )
+        cache.prompt_values[rows, :length].view(num_prompts, num_heads, length, -1).copy_(values)
 
     def attend(
         self,
@@ -117,10 +125,12 @@ class Cohort:
     ) -> Tensor:
         """Store one token of each live lane and attend to everything before it.
 
-        ``query`` [heads, live, head_size], ``key`` and ``value`` [key_heads, live, size] in the model's type; returns
-        [live, heads, value_size].
+        ``query`` [heads, live, head_size], ``key`` and ``value`` [key_heads, live, size] in the model's type;
+        returns [live, heads, value_size].
         """
-        if self._lane_rows is not None:  # finished lanes repeat a live one's numbers; nobody reads their result
+        if (
+            self._lane_rows is not None
+        ):  # finished lanes repeat a live one's numbers; nobody reads their result
             query = query.index_select(1, self._lane_rows)
             key = key.index_select(1, self._lane_rows)
             value = value.index_select(1, self._lane_rows)
@@ -130,13 +140,15 @@ class Cohort:
         written, end = self.written, self.written + 1
 
         cache.response_keys[:, written].view(prompts, key_heads, lanes, -1).copy_(
-            key.unflatten(1, (prompts, lanes)).transpose(0, 1)
+            key.view(key_heads, prompts, lanes, -1).transpose(0, 1)
         )
         cache.response_values[:, written].view(prompts, key_heads, lanes, -1).copy_(
-            value.unflatten(1, (prompts, lanes)).transpose(0, 1)
+            value.view(key_heads, prompts, lanes, -1).transpose(0, 1)
         )
         # [key_heads, group, prompts, lanes, size] -> [prompts, key_heads, lanes, group, size]
-        queries = query.view(key_heads, group, prompts, lanes, -1).permute(2, 0, 3, 1, 4).contiguous().mul_(scaling)
+        queries = (
+            query.view(key_heads, group, prompts, lanes, -1).permute(2, 0, 3, 1, 4).contiguous().mul_(scaling)
+        )
         to_prompt = torch.bmm(queries.view(rows, lanes * group, -1), cache.prompt_keys)
         to_response = torch.bmm(
             queries.view(rows * lanes, group, -1), cache.response_keys[:, :end].transpose(1, 2)
@@ -161,7 +173,8 @@ class Cohort:
     def _allocate(self, keys: Tensor, values: Tensor) -> LayerCache:
         rows = self.num_prompts * keys.shape[1]
         response_rows = rows * self.num_lanes
-        # Padding is read (with weight zero), so it must be finite: zeros. Response columns are written before read.
+        # Padding is read (with weight zero), so it must be finite: zeros. Response columns are written before
+        # read.
         return LayerCache(
             prompt_keys=keys.new_zeros(rows, keys.shape[3], self._prompt_capacity),
             prompt_values=values.new_zeros(rows, self._prompt_capacity, values.shape[3]),
@@ -178,7 +191,7 @@ class Cohort:
         for cache in self._layers.values():
             for name in ("prompt_keys", "prompt_values", "response_keys", "response_values"):
                 stored: Tensor = getattr(cache, name)
-                kept_rows = stored.unflatten(0, (before, -1)).index_select(0, index)
+                kept_rows = stored.view(before, -1, *stored.shape[1:]).index_select(0, index)
                 setattr(cache, name, kept_rows.flatten(0, 1))
         self._biases.clear()
         self._padding_bias = self._make_padding_bias()
@@ -193,7 +206,8 @@ class Cohort:
         self._live_lanes = torch.from_numpy(live.nonzero()[0]).to(self._device)
 
     def _make_padding_bias(self) -> Tensor | None:
-        """0 where a prompt has a token and in all response columns, minus infinity in padding: [prompts, 1, columns].
+        """0 where a prompt has a token and in all response columns, minus infinity in padding: [prompts, 1,
+        columns].
 
         None when nothing is padded.
         """
@@ -205,7 +219,9 @@ class Cohort:
         return torch.zeros(padding.shape, device=self._device).masked_fill_(padding, -torch.inf).unsqueeze(1)
 
     def _bias(self, sliding_window: int | None) -> Tensor | None:
-        """What is added to this step's scores, [prompts, 1, columns] float32, or None; the same in many layers."""
+        """What is added to this step's scores, [prompts, 1, columns] float32, or None; the same in many
+        layers.
+        """
         if sliding_window not in self._biases:
             self._biases[sliding_window] = self._make_bias(sliding_window)
         return self._biases[sliding_window]
@@ -217,7 +233,9 @@ class Cohort:
             return padding
         lengths = torch.from_numpy(self.prompt_lengths).to(self._device)[:, None]
         columns = torch.arange(end, device=self._device)
-        positions = torch.where(columns < self._prompt_capacity, columns, columns - self._prompt_capacity + lengths)
+        positions = torch.where(
+            columns < self._prompt_capacity, columns, columns - self._prompt_capacity + lengths
+        )
         too_old = (positions <= lengths + self.written - sliding_window).unsqueeze(1)
         bias = torch.zeros(too_old.shape, device=self._device) if padding is None else padding
         return bias.masked_fill(too_old, -torch.inf)
@@ -234,7 +252,9 @@ class PromptRun:
 
 @dataclass(slots=True)
 class PrefillLayout:
-    """Attention of packed prompts: each attends causally to itself; keys and values are kept in the cohort."""
+    """Attention of packed prompts: each attends causally to itself; keys and values are kept in the
+    cohort.
+    """
 
     cohort: Cohort
     runs: Sequence[PromptRun]
@@ -251,15 +271,17 @@ class PrefillLayout:
         sliding_window: int | None,
         dropout: float,
     ) -> Tensor:
-        """``query`` [1, heads, tokens, size], the others [1, key_heads, tokens, size]; [1, tokens, heads, size]."""
+        """``query`` [1, heads, tokens, size], the others [1, key_heads, tokens, size]; [1, tokens, heads,
+        size].
+        """
         outputs = []
         start = 0
         for run in self.runs:
             end = start + run.num_prompts * run.length
-            shape = (run.num_prompts, run.length)
-            queries = query[0, :, start:end].unflatten(1, shape).transpose(0, 1)
-            keys = key[0, :, start:end].unflatten(1, shape).transpose(0, 1)
-            values = value[0, :, start:end].unflatten(1, shape).transpose(0, 1)
+            shape = (-1, run.num_prompts, run.length)
+            queries = query[0, :, start:end].view(*shape, query.shape[3]).transpose(0, 1)
+            keys = key[0, :, start:end].view(*shape, key.shape[3]).transpose(0, 1)
+            values = value[0, :, start:end].view(*shape, value.shape[3]).transpose(0, 1)
             self.cohort.store_prompts(layer_index, run.first_prompt, keys, values)
             banded = sliding_window is not None and sliding_window < run.length
             attended = functional.scaled_dot_product_attention(
@@ -276,7 +298,9 @@ class PrefillLayout:
         return torch.cat(outputs).unsqueeze(0)
 
     def _band_mask(self, length: int, sliding_window: int | None, device: torch.device) -> Tensor:
-        """True where a token may look: not ahead, and fewer than ``sliding_window`` tokens back. [length, length]."""
+        """True where a token may look: not ahead, and fewer than ``sliding_window`` tokens back. [length,
+        length].
+        """
         window = length if sliding_window is None else sliding_window
         mask = self._band_masks.get((length, window))
         if mask is None:
@@ -303,7 +327,9 @@ class DecodeLayout:
         sliding_window: int | None,
         dropout: float,
     ) -> Tensor:
-        """``query`` [1, heads, sequences, size], the others [1, key_heads, ...]; [1, sequences, heads, size]."""
+        """``query`` [1, heads, sequences, size], the others [1, key_heads, ...]; [1, sequences, heads,
+        size].
+        """
         outputs = []
         start = 0
         for cohort, size in zip(self.cohorts, self.sizes, strict=True):

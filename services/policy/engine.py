@@ -1,9 +1,10 @@
-"""Carries out forward passes: reads prompts into the cache and draws the next token of every running sequence.
+"""Carries out forward passes: reads prompts into the cache and draws the next token of every running
+sequence.
 
-The runner calls ``begin`` and ``step`` as the scheduler decides, always from one thread. The model is any Hugging
-Face causal LM loaded with the "andon" attention: prompts go through it packed in one row without padding, the
-language-model head runs only where a token is drawn, and K samples of one prompt read it once. Not here: when to do
-what (scheduler), how to choose a token (sampling), where keys and values lie (cache).
+The runner calls ``begin`` and ``step`` as the scheduler decides, always from one thread. The model is any
+Hugging Face causal LM loaded with the "andon" attention: prompts go through it packed in one row without
+padding, the language-model head runs only where a token is drawn, and K samples of one prompt read it once.
+Not here: when to do what (scheduler), how to choose a token (sampling), where keys and values lie (cache).
 """
 
 from __future__ import annotations
@@ -113,8 +114,8 @@ class Engine:
     def begin(self, cohorts: Sequence[Sequence[PromptStart]]) -> list[FinishedSequence]:
         """Read prompts and draw the first token of each sample; returns sequences that end with it.
 
-        Each inner sequence becomes one cohort: prompts of calls with equally many samples and tokens, prompts of one
-        length next to each other.
+        Each inner sequence becomes one cohort: prompts of calls with equally many samples and tokens, prompts
+        of one length next to each other.
         """
         endings: list[Endings] = []
         for starts in cohorts:
@@ -231,7 +232,9 @@ class Engine:
 
     def _settings_of(self, slots: NDArray[np.int64]) -> SamplingSettings:
         return SamplingSettings.of_rows(
-            temperatures=self._running.temperatures[slots], top_p=self._running.top_p[slots], device=self._device
+            temperatures=self._running.temperatures[slots],
+            top_p=self._running.top_p[slots],
+            device=self._device,
         )
 
     def _draw(self, logits: Tensor, slots: NDArray[np.int64], settings: SamplingSettings) -> list[Endings]:

@@ -2,25 +2,37 @@
 
     AndonError
     ├── InvalidArgumentError
-    │   └── InvalidSampleRequestError   EMPTY_REQUEST, EMPTY_PROMPT, TOKEN_OUT_OF_VOCABULARY, SEQUENCE_TOO_LONG,
-    │                                   INVALID_SAMPLING_PARAMETER, TOO_MANY_SEQUENCES
+    │   └── InvalidSampleRequestError   EMPTY_REQUEST, SEQUENCE_TOO_LONG, INVALID_SAMPLING_PARAMETER,
+    │                                   TOO_MANY_SAMPLES
     ├── FailedPreconditionError
     │   ├── ModelNotLoadedError         MODEL_NOT_LOADED
-    │   ├── ModelVersionMismatchError   MODEL_VERSION_MISMATCH
+    │   ├── ModelReplacedError          MODEL_VERSION_MISMATCH
     │   ├── ModelVersionConflictError   MODEL_VERSION_CONFLICT
-    │   └── WeightsShapeMismatchError   WEIGHTS_SHAPE_MISMATCH
+    │   └── NotALanguageModelError      NOT_A_LANGUAGE_MODEL
     ├── ResourceExhaustedError
     │   └── QueueFullError              QUEUE_FULL
+    ├── UnavailableError
+    │   └── ShuttingDownError           SHUTTING_DOWN
+    ├── DataLossError
+    │   └── LoadedWeightsNotFiniteError WEIGHTS_NOT_FINITE
     └── InternalError
         ├── LogitsNotFiniteError        LOGITS_NOT_FINITE
         └── SamplingFailedError         SAMPLING_FAILED
 
-Malformed, truncated or altered weights raise the errors of ``andon.modeling.weight_codec``.
+A version other than the required one raises the error of ``andon.rpc.convert``; malformed, truncated, altered
+or unfitting weights raise those of ``andon.modeling.weight_codec``.
 """
 
 from __future__ import annotations
 
-from andon.errors import FailedPreconditionError, InternalError, InvalidArgumentError, ResourceExhaustedError
+from andon.errors import (
+    DataLossError,
+    FailedPreconditionError,
+    InternalError,
+    InvalidArgumentError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
 
 
 class InvalidSampleRequestError(InvalidArgumentError):
@@ -38,13 +50,15 @@ class ModelNotLoadedError(FailedPreconditionError):
         super().__init__("no model is loaded; call LoadModel or start the service with one")
 
 
-class ModelVersionMismatchError(FailedPreconditionError):
-    """The version in use is not the one that the call requires."""
+class ModelReplacedError(FailedPreconditionError):
+    """While a call waited, LoadModel brought a model that reads or limits its prompts differently."""
 
     default_reason = "MODEL_VERSION_MISMATCH"
 
-    def __init__(self, *, required: str, active: str) -> None:
-        super().__init__(f"the call requires {required}, in use is {active}", required=required, active=active)
+    def __init__(self, *, active: str) -> None:
+        super().__init__(
+            f"while the call waited, {active} replaced the model its prompts were made for", active=active
+        )
 
 
 class ModelVersionConflictError(FailedPreconditionError):
@@ -61,10 +75,31 @@ class ModelVersionConflictError(FailedPreconditionError):
         )
 
 
-class WeightsShapeMismatchError(FailedPreconditionError):
-    """An update does not fit the model in use; ``metadata['tensor']`` names the first tensor that differs."""
+class NotALanguageModelError(FailedPreconditionError):
+    """The named version of the store cannot write."""
 
-    default_reason = "WEIGHTS_SHAPE_MISMATCH"
+    default_reason = "NOT_A_LANGUAGE_MODEL"
+
+    def __init__(self, *, model: str, kind: str) -> None:
+        super().__init__(f"{model} is a {kind}, not a language model", model=model, kind=kind)
+
+
+class ShuttingDownError(UnavailableError):
+    """The service ends before the call could be served."""
+
+    default_reason = "SHUTTING_DOWN"
+
+    def __init__(self) -> None:
+        super().__init__("the service is shutting down")
+
+
+class LoadedWeightsNotFiniteError(DataLossError):
+    """A stored model holds NaN or infinity."""
+
+    default_reason = "WEIGHTS_NOT_FINITE"
+
+    def __init__(self, *, model: str, tensor: str) -> None:
+        super().__init__(f"{tensor} of {model} holds NaN or infinity", model=model, tensor=tensor)
 
 
 class QueueFullError(ResourceExhaustedError):
@@ -73,7 +108,9 @@ class QueueFullError(ResourceExhaustedError):
     default_reason = "QUEUE_FULL"
 
     def __init__(self, *, waiting_calls: int) -> None:
-        super().__init__(f"{waiting_calls} calls are waiting already; repeat later", waiting_calls=waiting_calls)
+        super().__init__(
+            f"{waiting_calls} calls are waiting already; repeat later", waiting_calls=waiting_calls
+        )
 
 
 class LogitsNotFiniteError(InternalError):

@@ -111,7 +111,8 @@ class RunningSequences:
 
     def slots_of_call(self, call_id: int, slots: NDArray[np.int64]) -> NDArray[np.int64]:
         """Those of ``slots`` that belong to a call."""
-        return slots[self.call_ids[slots] == call_id]
+        belonging: NDArray[np.int64] = slots[self.call_ids[slots] == call_id]
+        return belonging
 
     def release(self, slots: NDArray[np.int64]) -> None:
         """Give slots back without a result."""

@@ -1,9 +1,9 @@
 """Decides which token each running sequence gets next, and what its log-probability is.
 
-The engine calls it once per step with the logits of all running sequences. Randomness comes in from outside as one
-uniform number per sequence, so a choice depends on nothing but logits, settings and that number. Penalties, top-k
-and other reshaping of the distribution are left out on purpose: the trainer recomputes log-probabilities from
-plain logits and a temperature, and the two must agree.
+The engine calls it once per step with the logits of all running sequences. Randomness comes in from outside
+as one uniform number per sequence, so a choice depends on nothing but logits, settings and that number.
+Penalties, top-k and other reshaping of the distribution are left out on purpose: the trainer recomputes
+log-probabilities from plain logits and a temperature, and the two must agree.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# Uniform numbers are multiples of 2^-23: u * total is then strictly below total in float32, so that inverting the
-# cumulative distribution can never run past its end.
+# Uniform numbers are multiples of 2^-23: u * total is then strictly below total in float32, so that inverting
+# the cumulative distribution can never run past its end.
 UNIFORM_STEPS = 1 << 23
 
 
@@ -26,7 +26,9 @@ class SamplingSettings:
 
     divisors: Tensor | None  # [rows, 1] float32, the temperature; 1 for greedy rows; None when all are 1
     greedy_rows: Tensor | None  # [greedy rows] int64 indices; None when there are none
-    nucleus_rows: Tensor | None  # [nucleus rows] int64 indices of rows with top_p < 1; None when there are none
+    nucleus_rows: (
+        Tensor | None
+    )  # [nucleus rows] int64 indices of rows with top_p < 1; None when there are none
     top_p: Tensor | None  # [nucleus rows, 1] float32
     all_greedy: bool
 
@@ -52,7 +54,9 @@ class Choice:
     """The tokens drawn at one step."""
 
     tokens: Tensor  # [rows] int64
-    logprobs: Tensor  # [rows] float32, log softmax(logits / temperature) at the token; NaN if the logits hold NaN
+    logprobs: (
+        Tensor  # [rows] float32, log softmax(logits / temperature) at the token; NaN if the logits hold NaN
+    )
 
 
 def draw_uniforms(*, seed: int, sequence_count: int, step_count: int) -> Tensor:
@@ -66,7 +70,9 @@ def draw_uniforms(*, seed: int, sequence_count: int, step_count: int) -> Tensor:
 
 
 def choose_tokens(logits: Tensor, settings: SamplingSettings, uniforms: Tensor) -> Choice:
-    """Draw one token per row. ``logits`` is [rows, vocabulary] float32 and is overwritten; ``uniforms`` [rows]."""
+    """Draw one token per row. ``logits`` is [rows, vocabulary] float32 and is overwritten; ``uniforms``
+    [rows].
+    """
     maxima, most_probable = logits.max(dim=1, keepdim=True)
     # The maximum is taken off before dividing: no temperature, however small, then overflows.
     shifted = logits.sub_(maxima)

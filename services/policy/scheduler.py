@@ -1,14 +1,14 @@
 """Decides what the model does next: read prompts, write a token, or take new weights.
 
-Continuous batching. Calls begin in order of arrival; their prompts are admitted as soon as slots and cache allow,
-longest first, and every sequence leaves when it ends, so that others can join between any two steps. A replacement
-of the weights stands in the same queue: calls before it are sampled entirely with the old weights, calls behind it
-entirely with the new ones.
+Continuous batching. Calls begin in order of arrival; their prompts are admitted as soon as slots and cache
+allow, longest first, and every sequence leaves when it ends, so that others can join between any two steps. A
+replacement of the weights stands in the same queue: calls before it are sampled entirely with the old
+weights, calls behind it entirely with the new ones.
 
-The runner tells this module of arrivals and endings and carries out its actions. Everything here is a pure function
-of the order of those events: with one caller at a time the schedule, and so every number the model computes, follows
-from the requests alone. Left out on purpose: preemption (a prompt is admitted only with room for its longest
-responses), priorities, and chunked reading of prompts.
+The runner tells this module of arrivals and endings and carries out its actions. Everything here is a pure
+function of the order of those events: with one caller at a time the schedule, and so every number the model
+computes, follows from the requests alone. Left out on purpose: preemption (a prompt is admitted only with
+room for its longest responses), priorities, and chunked reading of prompts.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 
 from services.policy.errors import QueueFullError
 
-# Prompts share a cohort while this many cache tokens are lost to padding at most: about what the overhead of one
-# more cohort costs per step, measured on models 128 to 256 wide.
+# Prompts share a cohort while this many cache tokens are lost to padding at most: about what the overhead of
+# one more cohort costs per step, measured on models 128 to 256 wide.
 PADDING_TOKENS_PER_COHORT = 512
 
-# While sequences run, prompts of a call that does not fit as a whole join in gulps of this share of all slots.
-# Joining one by one would make a cohort of each.
+# While sequences run, prompts of a call that does not fit as a whole join in gulps of this share of all
+# slots. Joining one by one would make a cohort of each.
 REFILL_SHARE = 0.125
 
 
@@ -131,7 +131,9 @@ class Scheduler:
         if self.waiting_calls >= self.limits.waiting_calls:
             raise QueueFullError(waiting_calls=self.waiting_calls)
         # Ties keep the request's order; the list is taken from its end.
-        order = sorted(range(len(shape.prompt_tokens)), key=lambda index: (shape.prompt_tokens[index], -index))
+        order = sorted(
+            range(len(shape.prompt_tokens)), key=lambda index: (shape.prompt_tokens[index], -index)
+        )
         self._queue.append(_QueuedCall(shape=shape, order=order))
         self.waiting_calls += 1
 
@@ -235,7 +237,9 @@ def _cut_by_length(references: Iterable[PromptReference]) -> list[tuple[PromptRe
     """Cut into groups of similar length; a group's rows are padded to its longest prompt."""
     groups: list[list[PromptReference]] = []
     padding_tokens = 0
-    for reference in sorted(references, key=lambda reference: -reference.num_tokens):  # stable: ties keep order
+    for reference in sorted(
+        references, key=lambda reference: -reference.num_tokens
+    ):  # stable: ties keep order
         padding_tokens += groups[-1][0].num_tokens - reference.num_tokens if groups else 0
         if not groups or padding_tokens > PADDING_TOKENS_PER_COHORT:
             groups.append([])

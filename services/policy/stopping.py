@@ -1,15 +1,15 @@
 """Decides whether a response contains a stop text, and where its text is cut.
 
-Tokens are turned into text while sampling only for calls that gave stop texts. The engine keeps one matcher per
-such sequence; the servicer cuts the finished text with the same function.
+Tokens are turned into text while sampling only for calls that gave stop texts. The engine keeps one matcher
+per such sequence; the servicer cuts the finished text with the same function.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-# A match may begin this many characters before the part of the text that is looked at again; it covers tokens whose
-# text depends on what stands before them (leading spaces, characters of several tokens).
+# A match may begin this many characters before the part of the text that is looked at again; it covers tokens
+# whose text depends on what stands before them (leading spaces, characters of several tokens).
 MARGIN_CHARACTERS = 16
 
 
@@ -22,8 +22,8 @@ def cut_at_stop(text: str, stop_texts: Sequence[str]) -> tuple[str, bool]:
 class StopTextMatcher:
     """Watches one growing response.
 
-    Only the tail of the response is turned into text at each token, so the work per token does not grow with the
-    response's length. A match in the tail is confirmed on the whole text.
+    Only the tail of the response is turned into text at each token, so the work per token does not grow with
+    the response's length. A match in the tail is confirmed on the whole text.
     """
 
     def __init__(self, stop_texts: Sequence[str], decode: Callable[[Sequence[int]], str]) -> None:
