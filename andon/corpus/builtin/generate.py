@@ -142,7 +142,9 @@ def _write_post(rng: random.Random, facts: Mapping[str, str], post_id: str) -> P
     words = {name: rng.choice(SLOT_BY_NAME[name].surfaces(value)) for name, value in facts.items()}
     sentences = [
         fill(rng.choice(EVENT_WORDINGS), words),
-        *rng.sample([fill(rng.choice(CAUSE_WORDINGS), words), fill(rng.choice(OUTCOME_WORDINGS), words)], k=2),
+        *rng.sample(
+            [fill(rng.choice(CAUSE_WORDINGS), words), fill(rng.choice(OUTCOME_WORDINGS), words)], k=2
+        ),
         fill(rng.choice(QUESTION_WORDINGS), words),
     ]
     decoys: dict[str, str] = {}
@@ -205,4 +207,6 @@ def wrong_word(rng: random.Random, slot_name: str, right_word: str, decoys: Mapp
     decoy = decoys.get(slot_name)
     if decoy is not None and rng.random() < 0.5:
         return decoy
-    return rng.choice([value for value in SLOT_BY_NAME[slot_name].values if value not in (right_value, decoy)])
+    return rng.choice(
+        [value for value in SLOT_BY_NAME[slot_name].values if value not in (right_value, decoy)]
+    )

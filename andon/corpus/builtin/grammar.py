@@ -100,7 +100,9 @@ EVENT_CLAUSE = SummaryClause(
 WHERE_CLAUSE = SummaryClause(
     name="where", slot_names=("where",), wordings=("in the WHERE", "at the WHERE"), end_mark="."
 )
-WHEN_CLAUSE = SummaryClause(name="when", slot_names=("when",), wordings=("on WHEN", "last WHEN"), end_mark=".")
+WHEN_CLAUSE = SummaryClause(
+    name="when", slot_names=("when",), wordings=("on WHEN", "last WHEN"), end_mark="."
+)
 CAUSE_CLAUSE = SummaryClause(
     name="cause", slot_names=("cause",), wordings=("because of the CAUSE", "due to the CAUSE"), end_mark="."
 )
