@@ -8,22 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TypeAlias
 
 from andon.api.common.v1 import model_pb2, sequence_pb2, timing_pb2
-from andon.rpc.convert import (
-    ModelDescription,
-    duration_to_seconds,
-    model_version_from_proto,
-    timestamp_to_datetime,
-)
+from andon.modeling.versions import ModelVersion
+from andon.rpc.convert import duration_to_seconds, model_version_from_proto, timestamp_to_datetime
 
 TextOrIds: TypeAlias = (
     str | Sequence[int]
 )  # text is rendered and cut by the service; token ids are used as they stand
 
 
-ModelInfo: TypeAlias = ModelDescription  # the model a service serves at this moment
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """The model a service serves at this moment."""
+
+    model: ModelVersion
+    architecture: str  # the Hugging Face class
+    parameter_count: int
+    vocab_size: int
+    max_sequence_tokens: int  # prompt and response together
+    eos_token_id: int
+    tokenizer_fingerprint: str
+    dtype: str
+    device: str
+    load_time: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
