@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import grpc.aio
 import torch
 from prometheus_client import CollectorRegistry
+from transformers.utils.logging import disable_progress_bar
 
 from andon.api.reference.v1 import reference_service_pb2 as reference_pb2
 from andon.api.reference.v1 import reference_service_pb2_grpc as reference_grpc
@@ -24,10 +25,10 @@ class ReferenceService:
     def __init__(self, config: ReferenceConfig, registry: CollectorRegistry) -> None:
         metrics = ReferenceMetrics(registry)
         self._config = config
-        self._worker = ModelWorker(
+        self.worker = ModelWorker(
             name=self.name, max_queued_calls=config.max_queued_calls, metrics=metrics.worker
         )
-        self._servicer = ReferenceServicer(config, self._worker, metrics)
+        self._servicer = ReferenceServicer(config, self.worker, metrics)
 
     def register(self, server: grpc.aio.Server) -> Sequence[str]:
         """Add the servicer."""
@@ -36,6 +37,7 @@ class ReferenceService:
 
     async def start(self) -> None:
         """Load the configured model; without one calls answer MODEL_NOT_LOADED until LoadModel."""
+        disable_progress_bar()  # of transformers, in between the lines of the log
         torch.set_num_threads(self._config.threads)
         if self._config.model is not None:
             await self._servicer.load(self._config.model)
@@ -45,5 +47,5 @@ class ReferenceService:
 
     async def close(self) -> None:
         """End the threads."""
-        await self._worker.close()
+        await self.worker.close()
         self._servicer.close()

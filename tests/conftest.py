@@ -1,0 +1,72 @@
+"""Fixtures for all tests."""
+
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder with golden numbers and real data; tests that need it skip without it."""
+    path = Path(os.environ.get("ANDON_SHARED", Path(__file__).parents[1] / ".." / "shared")).resolve()
+    if not (path / "golden").is_dir():
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"no golden numbers at {path}; set ANDON_SHARED")
+        pytest.skip(f"no golden numbers at {path}; set ANDON_SHARED")
+    return path
+
+
+TINY_WIDTH = 32
+TINY_POSITIONS = 64
+TINY_WORDS = tuple(f"w{number}" for number in range(60))
+
+
+@pytest.fixture(scope="session")
+def make_tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``make_tiny_model("gpt2", "causal_lm")`` gives the folder of a model with random weights, made by
+    transformers.
+
+    Kinds: "causal_lm" and "reward_model". The vocabulary is <pad> 0, <unk> 1, <tldr> 2, <eos> 3, w0 4 ... w59
+    63; a prompt is "{document} <tldr>". Initial weights are large, so that outputs differ clearly between
+    tokens.
+    """
+
+    @cache
+    def make(model_type: str, kind: str, seed: int = 0) -> Path:
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+        from andon.modeling.text import word_level_codec
+
+        torch.set_num_threads(1)
+        codec = word_level_codec(TINY_WORDS, max_document_tokens=24)
+        config = AutoConfig.for_model(
+            model_type,
+            vocab_size=len(TINY_WORDS) + 4,
+            hidden_size=TINY_WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=TINY_POSITIONS,
+            initializer_range=0.3,
+            pad_token_id=0,
+            eos_token_id=3,
+            bos_token_id=3,
+            **({} if model_type == "gpt2" else {"intermediate_size": 64}),
+            **({"num_key_value_heads": 2} if model_type in ("llama", "qwen2") else {}),
+            **({"num_labels": 1} if kind == "reward_model" else {}),
+        )
+        if kind == "reward_model":
+            config.andon_normalization = {"method": "reference_zero", "gain": 1.0, "bias": -0.75}
+        auto_class = AutoModelForCausalLM if kind == "causal_lm" else AutoModelForSequenceClassification
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = auto_class.from_config(config)
+        folder = tmp_path_factory.mktemp(f"{model_type}-{kind}")
+        model.save_pretrained(folder)
+        codec.save(folder)
+        return folder
+
+    return make
