@@ -156,11 +156,12 @@ class Supervisor:
     ) -> None:
         self.stop()
 
-    def start(self, *, timeout_s: float = 180.0) -> None:
+    def start(self, *, timeout_s: float = 180.0, give_up: threading.Event | None = None) -> None:
         """Starts all services and returns when all are healthy and their addresses are recorded.
 
         Raises FailedPreconditionError HOME_IN_USE or PORT_IN_USE, UnavailableError SERVICE_NOT_STARTED with
-        the last words of its log. When it raises, nothing is left running.
+        the last words of its log, START_GIVEN_UP when ``give_up`` is set meanwhile. When it raises, nothing
+        is left running.
         """
         for folder in (self.home, self.home / "store", self.home / "runs", self.home / "logs"):
             folder.mkdir(parents=True, exist_ok=True)
@@ -170,7 +171,7 @@ class Supervisor:
             with self._lock:
                 for child in self._children.values():
                     self._spawn(child)
-            self._wait_until_healthy(timeout_s)
+            self._wait_until_healthy(timeout_s, give_up or threading.Event())
             write_endpoints(self.home, self.targets)
         except BaseException:
             self.stop()
@@ -184,7 +185,8 @@ class Supervisor:
         if self._monitor is not None:
             self._monitor.join()
             self._monitor = None
-        remove_endpoints(self.home) if self._home_lock is not None else None
+        if self._home_lock is not None:
+            remove_endpoints(self.home)
         # The trainer first: it saves a checkpoint, and until then it needs the others.
         self._terminate(["trainer"], TRAINER_DRAIN_S)
         self._terminate([service for service in self._children if service != "trainer"], DRAIN_S)
@@ -277,7 +279,7 @@ class Supervisor:
         flags = [] if config_file is None else ["--config", str(config_file)]
         return flags + [part for name, value in arguments.items() for part in (f"--{name}", value)]
 
-    def _wait_until_healthy(self, timeout_s: float) -> None:
+    def _wait_until_healthy(self, timeout_s: float, give_up: threading.Event) -> None:
         deadline_s = time.monotonic() + timeout_s
         waiting = list(self._children)
         while waiting:
@@ -290,8 +292,8 @@ class Supervisor:
                     waiting.remove(service)
             if waiting and time.monotonic() > deadline_s:
                 raise self._start_error(waiting[0], f"is not healthy after {timeout_s:.0f} s")
-            if waiting:
-                time.sleep(POLL_S)
+            if waiting and give_up.wait(POLL_S):
+                raise FailedPreconditionError("stopped while starting", reason="START_GIVEN_UP")
 
     def _start_error(self, service: str, what: str) -> UnavailableError:
         path = self.log_path(service)

@@ -1,0 +1,78 @@
+"""``andon cord``: stop training, let it go on, see who did."""
+
+from __future__ import annotations
+
+import getpass
+from typing import Annotated
+
+import typer
+
+from andon.cli.endpoints import find_target
+from andon.cli.options import HomeOption, LabelingTarget
+from andon.cli.output import JsonFlag, print_json, results
+from andon.client.cord import Cord, CordClient
+
+app = typer.Typer(help="Stop training, and let it go on again.", no_args_is_help=True)
+
+Actor = Annotated[str | None, typer.Option("--actor", help="Who acts; your login name when left out.")]
+
+
+@app.command()
+def pull(
+    reason: Annotated[str, typer.Argument(help="Why training has to stop.")],
+    actor: Actor = None,
+    labeling_target: LabelingTarget = None,
+    home: HomeOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Stop training within one optimizer step. Anyone may."""
+    with CordClient(find_target("labeling", labeling_target, home=home)) as client:
+        _show(client.pull(actor=actor or getpass.getuser(), reason=reason), as_json=as_json)
+
+
+@app.command()
+def release(
+    reason: Annotated[str, typer.Argument(help="Why it is safe to go on.")],
+    actor: Actor = None,
+    labeling_target: LabelingTarget = None,
+    home: HomeOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Let training go on."""
+    with CordClient(find_target("labeling", labeling_target, home=home)) as client:
+        _show(client.release(actor=actor or getpass.getuser(), reason=reason), as_json=as_json)
+
+
+@app.command()
+def status(
+    labeling_target: LabelingTarget = None, home: HomeOption = None, as_json: JsonFlag = False
+) -> None:
+    """Show whether training may run."""
+    with CordClient(find_target("labeling", labeling_target, home=home)) as client:
+        _show(client.get(), as_json=as_json)
+
+
+@app.command()
+def watch(labeling_target: LabelingTarget = None, home: HomeOption = None, as_json: JsonFlag = False) -> None:
+    """Show every pull and release until Ctrl-C."""
+    with CordClient(find_target("labeling", labeling_target, home=home)) as client:
+        shown = None
+        for cord in client.watch():
+            # The service repeats the state so that a watcher knows it is heard.
+            if cord != shown:
+                _show(cord, as_json=as_json, indent=None)
+            shown = cord
+
+
+def _show(cord: Cord, *, as_json: bool, indent: int | None = 2) -> None:
+    if as_json:
+        print_json(cord, indent=indent)
+        return
+    state = "[bold red]pulled[/]" if cord.pulled else "[green]released[/]"
+    if cord.event_time is None:
+        results().print(f"{state}: nobody has touched the cord")
+        return
+    when = f"{cord.event_time.astimezone():%Y-%m-%d %H:%M:%S}"
+    results().print(
+        f"{state} by {cord.actor} at {when} (event {cord.event_number}): {cord.reason}", soft_wrap=True
+    )

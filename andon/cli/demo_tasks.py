@@ -1,0 +1,79 @@
+"""Decides which candidates the demo puts before its labelers: samples, the reference, spoiled copies.
+
+Pairs that differ in one fact teach a reward model to look at facts; a sample and its spoiled copy are such a
+pair. The same corpus, samples and seed give the same tasks.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from andon.cli.demo_corpus import DemoCorpus
+from andon.cli.recipes import LabelingRecipe
+from andon.client.labeling import TaskDraft
+from andon.client.policy import PromptSamples
+from andon.corpus.builtin.edits import Edit, edit_summary
+from andon.corpus.records import CandidateRecord, DocumentRecord
+
+MAX_CANDIDATES = 9
+
+
+def build_tasks(
+    corpus: DemoCorpus,
+    documents: Sequence[DocumentRecord],
+    samples: Sequence[PromptSamples],
+    recipe: LabelingRecipe,
+    *,
+    overlap: int,
+    seed: int,
+) -> list[TaskDraft]:
+    """One task per document that has at least two different candidates."""
+    tasks: list[TaskDraft] = []
+    for record, drawn in zip(documents, samples, strict=True):
+        candidates = [
+            CandidateRecord(text=sample.text, source="policy", policy_version=str(sample.model))
+            for sample in drawn.samples
+            if sample.text.strip()
+        ]
+        reference = CandidateRecord(text=record.summaries[0], source="reference")
+        if recipe.with_reference:
+            candidates.append(reference)
+        if corpus.posts is not None and recipe.edits:
+            originals = [reference] if recipe.edit_source == "reference" else candidates
+            candidates += _spoiled(corpus, record, originals, recipe, seed)
+        distinct = list({candidate.text: candidate for candidate in candidates}.values())[:MAX_CANDIDATES]
+        if len(distinct) >= 2:
+            tasks.append(
+                TaskDraft(
+                    document=record.document,
+                    candidates=tuple(distinct),
+                    document_id=record.document_id,
+                    overlap=overlap,
+                )
+            )
+    return tasks
+
+
+def _spoiled(
+    corpus: DemoCorpus,
+    record: DocumentRecord,
+    originals: Sequence[CandidateRecord],
+    recipe: LabelingRecipe,
+    seed: int,
+) -> list[CandidateRecord]:
+    """Up to ``recipe.edits`` spoiled copies, each of another kind that its original offers a place for."""
+    posts = corpus.posts_of([record])
+    if not posts or not originals:
+        return []
+    rng = random.Random(f"andon-demo-edits/{seed}/{record.document_id}")
+    kinds = [Edit(kind) for kind in recipe.edit_kinds]
+    rng.shuffle(kinds)
+    copies: list[CandidateRecord] = []
+    for kind in kinds:
+        if len(copies) == recipe.edits:
+            break
+        text = edit_summary(posts[0], rng.choice(originals).text, kind, seed)
+        if text is not None:
+            copies.append(CandidateRecord(text=text, source="edit"))
+    return copies

@@ -1,0 +1,107 @@
+"""``andon up``: all services on this machine, in the foreground, until Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from andon.cli.endpoints import SERVICES, home_folder
+from andon.cli.options import HomeOption
+from andon.cli.output import JsonFlag, messages, print_json, print_table
+from andon.cli.settings import read_settings, write_service_configs
+from andon.cli.supervisor import ChildEvent, Supervisor, default_ports, free_ports
+
+
+class StopSignal:
+    """Turns SIGINT and SIGTERM into an event while it is entered, so that a clean-up is never cut short."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+        self.number = 0
+
+    def __enter__(self) -> StopSignal:
+        self._before = {
+            number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self.number = number
+        self.event.set()
+
+
+def up(
+    home: HomeOption = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", help="YAML or JSON with one section of settings per service."),
+    ] = None,
+    any_ports: Annotated[
+        bool, typer.Option("--free-ports", help="Take any free ports instead of the usual ones.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Run all services on this machine until Ctrl-C."""
+    folder = home_folder(home)
+    console = messages()
+    folder.mkdir(parents=True, exist_ok=True)
+    config_files = {} if config is None else write_service_configs(read_settings(config), folder)
+
+    def tell(event: ChildEvent) -> None:
+        console.print(f"[yellow]{event.service}[/] {event.message}")
+
+    supervisor = Supervisor(
+        folder,
+        ports=free_ports() if any_ports else default_ports(),
+        config_files=config_files,
+        on_event=tell,
+    )
+    with StopSignal() as stop:
+        with console.status("starting the services ..."):
+            supervisor.start(give_up=stop.event)
+        try:
+            _show_addresses(supervisor, as_json=as_json)
+            stop.event.wait()
+        finally:
+            with console.status("letting the services finish ..."):
+                supervisor.stop()
+    console.print("stopped")
+
+
+def _show_addresses(supervisor: Supervisor, *, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            {
+                "home": supervisor.home,
+                "services": {
+                    service: {
+                        "target": ports.target,
+                        "metrics": ports.metrics_url,
+                        "pid": supervisor.process_id(service),
+                        "log": supervisor.log_path(service),
+                    }
+                    for service, ports in supervisor.ports.items()
+                },
+            },
+            indent=None,
+        )
+        return
+    print_table(
+        None,
+        ["service", "gRPC", "metrics", "log"],
+        [
+            (service, ports.target, ports.metrics_url, supervisor.log_path(service))
+            for service in SERVICES
+            for ports in [supervisor.ports[service]]
+        ],
+    )
+    messages().print(f"serving from {supervisor.home}; Ctrl-C stops all of it")
