@@ -19,17 +19,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from andon.evaluation.plots import Panel, curve_panels, win_rate_bars
 from andon.evaluation.summary import Curve, Report
 
-_STAGE_TITLES = {"sft": "Supervised fine-tuning", "reward_model": "Reward model", "ppo": "PPO"}
+_STAGE_TITLES = {"sft": "Supervised fine-tuning", "reward_model": "Reward model", "ppo": "PPO", "policy": "The policy over time"}
 
 # Metric names as the training stages report them.
 _PANELS: Mapping[str, Sequence[Panel]] = {
     "sft": (
-        Panel(title="loss", unit="nats per token", metrics=("loss", "validation_loss")),
+        Panel(title="loss", unit="nats per token", metrics=("loss_nats_per_token", "validation_loss_nats_per_token")),
         Panel(title="learning rate", unit="", metrics=("learning_rate",)),
         Panel(title="gradient norm", unit="", metrics=("gradient_norm",)),
     ),
     "reward_model": (
-        Panel(title="loss", unit="nats per pair", metrics=("loss", "validation_loss")),
+        Panel(title="loss", unit="nats per pair", metrics=("loss_nats", "validation_loss_nats")),
         Panel(title="accuracy", unit="", metrics=("accuracy", "validation_accuracy"), percent=True),
         Panel(title="gradient norm", unit="", metrics=("gradient_norm",)),
     ),
@@ -50,6 +50,13 @@ _PANELS: Mapping[str, Sequence[Panel]] = {
             title="sampler against trainer", unit="max |log p| apart", metrics=("sampler_logprob_max_error",)
         ),
         Panel(title="KL coefficient", unit="beta", metrics=("beta",)),
+    ),
+    # Stored versions on fixed documents at temperature 0: when the first rises and the second falls, the policy
+    # has found what the reward model gets wrong.
+    "policy": (
+        Panel(title="reward model's score", unit="", metrics=("reward_score",)),
+        Panel(title="wins against references, gold judge", unit="", metrics=("gold_win_rate",), percent=True),
+        Panel(title="KL from the reference", unit="nats per response", metrics=("kl_nats",)),
     ),
 }
 

@@ -73,7 +73,7 @@ class Report:
     win_rates: Sequence[WinRate]
     policies: Sequence[PolicySummary]
     kl_nats: float  # mean over responses of log pi - log pi_ref, policy's own samples
-    reward_model: RewardModelSummary
+    reward_model: RewardModelSummary | None  # None where there were no held-out comparisons
     curves: Sequence[Curve]
     samples: Sequence[SampleRow]
     seconds: Mapping[str, float]  # by phase
