@@ -151,6 +151,16 @@ def test_an_expired_lease_returns_to_the_pool(open_store: OpenStoreFixture) -> N
     assert [comparison.labeler_id for comparison in everything(store)] == ["bob"]
 
 
+def test_whoever_answered_a_task_never_gets_it_again(open_store: OpenStoreFixture) -> None:
+    opened = open_store()
+    store, clock = opened.store, opened.clock
+    store.submit_tasks(request("s"), "b", [draft("x", overlap=2)])
+    store.submit_answers(request("a"), "ann", [answer(task) for task in lease(store, "ann", seconds=10)])
+    clock.advance_s(1000)
+    assert lease(store, "ann") == []
+    assert len(lease(store, "bob")) == 1
+
+
 def test_a_task_that_comes_back_to_the_same_labeler_looks_the_same(open_store: OpenStoreFixture) -> None:
     opened = open_store()
     store, clock = opened.store, opened.clock
