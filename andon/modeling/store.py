@@ -331,7 +331,7 @@ class ModelStore:
     # --- files ---------------------------------------------------------------------------------------------
 
     def _version_path(self, family: str, number: int) -> Path:
-        return self.root / family / f"{number:06d}"
+        return self.root / check_family(family) / f"{number:06d}"
 
     def _read_version(self, version: ModelVersion) -> StoredModel:
         path = self._version_path(version.family, version.version)
