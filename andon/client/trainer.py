@@ -10,8 +10,6 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
 
-from google.protobuf import json_format, struct_pb2
-
 from andon.api.trainer.v1 import trainer_service_pb2 as trainer_pb2
 from andon.api.trainer.v1 import trainer_service_pb2_grpc as trainer_grpc
 from andon.client.channel import ChannelOptions
@@ -19,6 +17,7 @@ from andon.client.connection import ServiceConnection, new_request_id
 from andon.errors import DeadlineExceededError, UnavailableError
 from andon.modeling.versions import ModelVersion
 from andon.rpc.convert import duration_to_seconds, model_version_from_proto, timestamp_to_datetime
+from andon.rpc.structs import struct_from_values, values_from_struct
 
 Stage = Literal["sft", "reward_model", "ppo"]
 
@@ -113,7 +112,7 @@ class TrainerClient(ServiceConnection):
         request = trainer_pb2.StartRunRequest(
             request_id=request_id or new_request_id(),
             stage=trainer_pb2.Stage.Value(f"STAGE_{stage.upper()}"),
-            config=json_format.ParseDict(dict(config), struct_pb2.Struct()),
+            config=struct_from_values(config),
         )
         answer = self.unary(self._stub.StartRun, request, timeout_s=timeout_s, wait_for_ready=wait_for_ready)
         return _run(answer.run)
@@ -210,7 +209,7 @@ def _run(run: trainer_pb2.Run) -> Run:
         state=_state(run.state),
         step=run.step,
         total_steps=run.total_step_count,
-        config=json_format.MessageToDict(run.config),
+        config=values_from_struct(run.config),
         status_message=run.status_message,
         output_model=model_version_from_proto(run.output_model) if run.HasField("output_model") else None,
         create_time=timestamp_to_datetime(run.create_time),

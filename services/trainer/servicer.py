@@ -13,12 +13,11 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc.aio
-from google.protobuf import json_format
-from google.protobuf.struct_pb2 import Struct
 
 from andon.api.trainer.v1 import trainer_service_pb2 as trainer_pb2
 from andon.api.trainer.v1 import trainer_service_pb2_grpc as trainer_grpc
 from andon.rpc.convert import datetime_to_timestamp, model_version_to_proto, seconds_to_duration
+from andon.rpc.structs import struct_from_values, values_from_struct
 from services.trainer.errors import InvalidPageError, InvalidStageError, TrainerDrainingError
 from services.trainer.run_records import (
     ModelPublished,
@@ -74,7 +73,7 @@ class TrainerServicer(trainer_grpc.TrainerServiceServicer):
         stage = _STAGES.get(request.stage)
         if stage is None:
             raise InvalidStageError(request.stage)
-        config = json_format.MessageToDict(request.config)
+        config = values_from_struct(request.config)
         record = await asyncio.to_thread(
             self._runner.start, request_id=request.request_id, stage=stage, config=config
         )
@@ -184,15 +183,13 @@ class _News:
 
 def run_to_proto(record: RunRecord) -> trainer_pb2.Run:
     """A run as a message."""
-    config = Struct()
-    config.update(dict(record.config))
     return trainer_pb2.Run(
         run_id=record.run_id,
         stage=_STAGES_TO_PROTO[record.stage],
         state=_STATES_TO_PROTO[record.state],
         step=record.step,
         total_step_count=record.total_steps,
-        config=config,
+        config=struct_from_values(record.config),
         status_message=record.status_message,
         output_model=None if record.output_model is None else model_version_to_proto(record.output_model),
         create_time=datetime_to_timestamp(record.create_time),
