@@ -1,0 +1,388 @@
+"""PPO end to end on tiny models: real policy, reference, reward and labeling services, all over gRPC."""
+
+import asyncio
+import json
+import random
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from prometheus_client import CollectorRegistry
+from transformers import AutoModelForCausalLM
+
+from andon.client.policy import PolicyClient
+from andon.client.trainer import ModelPublished, Progress, Run, RunEvent, RunState, TrainerClient
+from andon.modeling.loading import new_causal_lm, save_model, scorer_from_causal_lm
+from andon.modeling.manifest import ManifestDraft
+from andon.modeling.normalization import Normalization
+from andon.modeling.store import ModelStore
+from andon.modeling.text import TextCodec, word_level_codec
+from andon.modeling.versions import ModelVersion
+from andon.rpc.server import RunningServer
+from services.policy.config import PolicyConfig
+from services.policy.service import PolicyService
+from services.reference.config import ReferenceConfig
+from services.reference.service import ReferenceService
+from services.reward.config import RewardConfig
+from services.reward.service import RewardService
+from services.trainer.config import TrainerConfig
+from services.trainer.service import TrainerService
+
+TIMEOUT_S = 120
+WORDS = ["the", "cat", "dog", "sat", "ran", "home", "mat", "."]
+ARCHITECTURE = {
+    "model_type": "gpt2",
+    "n_layer": 2,
+    "n_head": 2,
+    "n_embd": 16,
+    "n_positions": 64,
+    "attn_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "resid_pdrop": 0.0,
+}
+
+Serve = Callable[..., RunningServer]
+
+
+class World:
+    """A store with two tiny models, prompts, and the services around them."""
+
+    def __init__(self, folder: Path, serve: Serve, loop: asyncio.AbstractEventLoop, stack: ExitStack) -> None:
+        self.folder = folder
+        self.store = ModelStore(folder / "store")
+        self._serve = serve
+        self._loop = loop
+        self._stack = stack
+        self.codec = word_level_codec(WORDS, max_document_tokens=8)
+        self.publish_policy(seed=1)
+        self._publish_reward(seed=2)
+        self.prompts = folder / "prompts.jsonl"
+        chance = random.Random(0)
+        self.prompts.write_text(
+            "".join(
+                json.dumps({"id": str(number), "document": " ".join(chance.choices(WORDS, k=3 + number % 6))})
+                + "\n"
+                for number in range(10)
+            )
+        )
+
+    def publish_policy(self, *, seed: int, codec: TextCodec | None = None) -> ModelVersion:
+        model = new_causal_lm(ARCHITECTURE, codec or self.codec, seed)
+        stored = self.store.publish(
+            "sft",
+            lambda folder: save_model(model, codec or self.codec, folder),
+            manifest=ManifestDraft(kind="causal_lm"),
+        )
+        return stored.version
+
+    def _publish_reward(self, *, seed: int) -> None:
+        scorer = scorer_from_causal_lm(self.store.resolve("sft/1").path, seed=seed)
+        normalization = Normalization(method="reference_zero", gain=1.0, bias=0.25)
+        self.store.publish(
+            "reward",
+            lambda folder: save_model(scorer, self.codec, folder, normalization=normalization),
+            manifest=ManifestDraft(kind="reward_model", normalization=normalization),
+        )
+
+    def serve_models(self, *, replicas: int = 1) -> None:
+        common: dict[str, Any] = {"port": 0, "metrics_port": 0, "store": self.store.root}
+        # With their models, one after the other: transformers cannot load two at once in one process.
+        policy = PolicyConfig(model="sft/1", **common)
+        self.policies = [self._serve_one(PolicyService, policy) for _ in range(replicas)]
+        self.reference = self._serve_one(ReferenceService, ReferenceConfig(model="sft/1", **common))
+        self.reward = self._serve_one(RewardService, RewardConfig(model="reward/1", **common))
+
+    def serve_trainer(self, runs: str = "runs", **settings: Any) -> TrainerClient:
+        config = TrainerConfig(
+            port=0,
+            metrics_port=0,
+            store=self.store.root,
+            runs=self.folder / runs,
+            policy_targets=[policy.target for policy in self.policies],
+            reference_target=self.reference.target,
+            reward_target=self.reward.target,
+            watch_cord=False,
+            **{"threads": 1, "peer_patience_s": 60.0, **settings},
+        )
+        self.trainer = self._serve_one(TrainerService, config)
+        return self._stack.enter_context(TrainerClient(self.trainer.target))
+
+    def restart(self, running: RunningServer, service: type, config: Any) -> RunningServer:
+        """The same port, a new process's memory."""
+        port = running.port
+        self.stop(running)
+        return self._serve_one(service, config.model_copy(update={"port": port}))
+
+    def stop(self, running: RunningServer) -> None:
+        asyncio.run_coroutine_threadsafe(running.stop(grace_s=5.0), self._loop).result(TIMEOUT_S)
+
+    def config(self, **changes: Any) -> dict[str, Any]:
+        return {
+            "prompts": str(self.prompts),
+            "policy": "sft/1",
+            "reference": "sft/1",
+            "reward_model": "reward/1",
+            "updates": 4,
+            "batch_prompts": 6,
+            "samples_per_prompt": 2,
+            "minibatches": 2,
+            "epochs": 2,
+            "learning_rate": 1e-3,
+            "temperature": 0.9,
+            "max_new_tokens": 8,
+            "token_budget": 64,
+            "checkpoint_interval": 1,
+            **changes,
+        }
+
+    def _serve_one(self, service: type, config: Any) -> RunningServer:
+        registry = CollectorRegistry()
+        return self._serve(service(config, registry), config, registry)
+
+
+@pytest.fixture
+def world(tmp_path: Path, serve: Serve, server_loop: asyncio.AbstractEventLoop) -> Iterator[World]:
+    torch.set_num_threads(1)
+    with ExitStack() as stack:
+        yield World(tmp_path, serve, server_loop, stack)
+
+
+def finish(client: TrainerClient, run: Run, *, after_sequence: int = 0) -> list[RunEvent]:
+    events = list(client.watch_run(run.run_id, after_sequence=after_sequence, stream_timeout_s=TIMEOUT_S))
+    ended = client.get(run.run_id)
+    assert ended.state is RunState.SUCCEEDED, ended.status_message
+    return events
+
+
+def numbers(events: list[RunEvent]) -> dict[int, dict[str, float]]:
+    """What every update reported, but for the times."""
+    return {
+        event.event.step: {
+            name: value for name, value in event.event.metrics.items() if not name.endswith("_seconds")
+        }
+        for event in events
+        if isinstance(event.event, Progress)
+    }
+
+
+def published(events: list[RunEvent], *, stored: bool) -> list[ModelVersion]:
+    return [
+        event.event.model
+        for event in events
+        if isinstance(event.event, ModelPublished) and event.event.stored is stored
+    ]
+
+
+def test_a_run_ends_with_a_stored_policy_that_plain_transformers_load(world: World) -> None:
+    world.serve_models()
+    client = world.serve_trainer()
+    run = client.start_run("ppo", world.config(store_interval=2))
+    events = finish(client, run)
+
+    reports = numbers(events)
+    assert list(reports) == [1, 2, 3, 4]
+    assert reports[1]["kl_nats"] == pytest.approx(
+        0.0, abs=1e-4
+    )  # the first samples come from the reference itself
+    assert all(report["sampler_mismatch_max_nats"] < 1e-4 for report in reports.values())
+    assert all(report["optimizer_steps"] == 4 for report in reports.values())
+    assert [report["learning_rate"] for report in reports.values()] == pytest.approx(
+        [1e-3, 7.5e-4, 5e-4, 2.5e-4]
+    )
+    assert [str(model) for model in published(events, stored=False)] == [f"policy/{n}" for n in (1, 2, 3, 4)]
+    assert [str(model) for model in published(events, stored=True)] == ["policy/2", "policy/4"]
+
+    stored = world.store.resolve("policy@latest")
+    assert stored.version == client.get(run.run_id).output_model
+    # What the samplers used and what lies on the disk are the same bytes.
+    assert stored.version == published(events, stored=False)[-1]
+    assert {parent.role: str(parent.model) for parent in stored.manifest.draft.parents} == {
+        "base": "sft/1",
+        "reference": "sft/1",
+        "reward": "reward/1",
+    }
+    assert stored.manifest.draft.data[0].count == 10
+    plain = AutoModelForCausalLM.from_pretrained(stored.path)
+    assert plain.config.vocab_size == world.codec.vocab_size
+
+
+def test_every_replica_has_the_last_version(world: World) -> None:
+    world.serve_models(replicas=2)
+    client = world.serve_trainer()
+    finish(client, client.start_run("ppo", world.config(updates=2)))
+
+    for policy in world.policies:
+        with PolicyClient(policy.target) as replica:
+            assert replica.model_info().model == world.store.resolve("policy/2").version
+
+
+def test_a_run_cut_off_anywhere_gives_the_numbers_of_one_that_was_not(world: World) -> None:
+    world.serve_models()
+    client = world.serve_trainer("uncut")
+    whole = finish(client, client.start_run("ppo", world.config(checkpoint_interval=3)))
+    whole_weights = world.store.resolve("policy@latest").version.weights_sha256
+    world.stop(world.trainer)
+
+    client = world.serve_trainer("cut")
+    run = client.start_run("ppo", world.config(checkpoint_interval=3))
+    seen = 0
+    for _ in range(3):  # wherever the drain happens to find it, between optimizer steps included
+        seen = next_progress(client, run, after=seen)
+        world.stop(world.trainer)
+        client = world.serve_trainer("cut")
+    cut = finish(client, run)
+
+    first_number = 4  # the first run has reserved policy/1 to policy/4
+    expected = {
+        step: report | {"policy_version": report["policy_version"] + first_number}
+        for step, report in numbers(whole).items()
+    }
+    assert numbers(cut) == expected
+    assert world.store.resolve("policy@latest").version.weights_sha256 == whole_weights
+
+
+def next_progress(client: TrainerClient, run: Run, *, after: int) -> int:
+    for event in client.watch_run(run.run_id, after_sequence=after, stream_timeout_s=TIMEOUT_S):
+        if isinstance(event.event, Progress):
+            return event.sequence
+    pytest.fail("the run ended early")
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(world: World) -> None:
+    world.serve_models()
+    client = world.serve_trainer()
+    runs = [
+        numbers(finish(client, client.start_run("ppo", world.config(updates=2, seed=seed))))
+        for seed in (1, 1, 2)
+    ]
+    for reports in runs:
+        for report in reports.values():
+            del report["policy_version"]
+    assert runs[0] == runs[1]
+    assert runs[0] != runs[2]
+
+
+@pytest.mark.parametrize("which", ["policy", "reference", "reward"])
+def test_a_service_that_comes_back_without_its_model_is_given_it(world: World, which: str) -> None:
+    world.serve_models()
+    client = world.serve_trainer("steady")
+    steady = numbers(finish(client, client.start_run("ppo", world.config())))
+    world.stop(world.trainer)
+
+    client = world.serve_trainer("shaken")
+    run = client.start_run("ppo", world.config())
+    seen = next_progress(client, run, after=0)
+    client.pause(run.run_id)
+    common: dict[str, Any] = {"metrics_port": 0, "store": world.store.root}
+    if which == "policy":
+        world.restart(world.policies[0], PolicyService, PolicyConfig(**common))
+    elif which == "reference":
+        world.restart(world.reference, ReferenceService, ReferenceConfig(**common))
+    else:
+        world.restart(world.reward, RewardService, RewardConfig(**common))
+    client.resume(run.run_id)
+    shaken = numbers(finish(client, run))
+
+    assert seen
+    assert [report["score_mean"] for report in shaken.values()] == [
+        report["score_mean"] for report in steady.values()
+    ]
+
+
+def test_a_service_that_stays_away_fails_the_run_which_can_be_resumed(world: World) -> None:
+    world.serve_models()
+    client = world.serve_trainer(peer_patience_s=0.5)
+    run = client.start_run("ppo", world.config())
+    next_progress(client, run, after=0)
+    client.pause(run.run_id)
+    port = world.reward.port
+    world.stop(world.reward)
+    client.resume(run.run_id)
+    events = list(client.watch_run(run.run_id, stream_timeout_s=TIMEOUT_S))
+    failed = client.get(run.run_id)
+    assert failed.state is RunState.FAILED
+    assert failed.status_message.startswith(f"PEER_LOST: reward at 127.0.0.1:{port}")
+
+    config = RewardConfig(port=port, metrics_port=0, store=world.store.root)
+    world._serve_one(RewardService, config)
+    client.resume(run.run_id)
+    finish(client, run, after_sequence=events[-1].sequence)
+
+
+def test_services_with_another_vocabulary_are_refused(world: World) -> None:
+    other = word_level_codec([*WORDS[:-1], "?"], max_document_tokens=8)
+    world.publish_policy(seed=3, codec=other)
+    world.serve_models()
+    client = world.serve_trainer()
+    run = client.start_run("ppo", world.config(reference="sft/2"))
+    list(client.watch_run(run.run_id, stream_timeout_s=TIMEOUT_S))
+
+    failed = client.get(run.run_id)
+    assert failed.state is RunState.FAILED
+    assert failed.status_message.startswith("TOKENIZER_MISMATCH: the reference's")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"policy": "sft/9"}, "MODEL_NOT_FOUND"),
+        ({"reward_model": "sft/1"}, "WEIGHTS_MISSING"),
+        ({"max_new_tokens": 63}, "INVALID_CONFIG: config.max_new_tokens"),
+        ({"prompts": "/no/such/file.jsonl"}, ""),
+    ],
+)
+def test_what_cannot_work_fails_before_the_first_update(
+    world: World, changes: dict[str, Any], message: str
+) -> None:
+    world.serve_models()
+    client = world.serve_trainer()
+    run = client.start_run("ppo", world.config(**changes))
+    events = list(client.watch_run(run.run_id, stream_timeout_s=TIMEOUT_S))
+
+    failed = client.get(run.run_id)
+    assert failed.state is RunState.FAILED
+    assert failed.status_message.startswith(message)
+    assert "defect" not in failed.status_message
+    assert numbers(events) == {}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"value_init": "shared_head"},
+        {"kl": {"kind": "adaptive", "beta": 0.2, "target": 0.01, "horizon": 100}},
+        {"stop_rule": {"kind": "period", "after": 3, "penalty": -1}, "whiten_rewards": True},
+        {"updates": None, "episodes": 24, "clip_value": None, "max_grad_norm": None},
+    ],
+    ids=["shared head", "adaptive KL", "period rule", "episodes, no clipping"],
+)
+def test_the_variants_run(world: World, changes: dict[str, Any]) -> None:
+    world.serve_models()
+    client = world.serve_trainer()
+    reports = numbers(finish(client, client.start_run("ppo", world.config(**{"updates": 2, **changes}))))
+
+    assert list(reports) == [1, 2]
+    if "kl" in changes:
+        # The first KL is 0, far under the target: beta falls by 0.2 * 12 episodes / 100.
+        assert reports[2]["beta"] == pytest.approx(0.2 * (1 - 0.2 * 12 / 100))
+
+
+def test_a_sampler_that_was_given_another_model_is_brought_back(world: World) -> None:
+    world.serve_models()
+    client = world.serve_trainer()
+    run = client.start_run("ppo", world.config())
+    seen = 0
+    with PolicyClient(world.policies[0].target) as stranger:
+        for _ in range(2):
+            seen = next_progress(client, run, after=seen)
+            client.pause(run.run_id)
+            stranger.load_model("sft/1")
+            client.resume(run.run_id)
+    reports = numbers(finish(client, run))
+
+    assert list(reports) == [1, 2, 3, 4]
+    # Every sample came from the version it was asked of, or the log-probabilities would not agree.
+    assert all(report["sampler_mismatch_max_nats"] < 1e-4 for report in reports.values())
