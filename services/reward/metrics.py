@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from andon.rpc.metrics import ModelMetrics, WorkerMetrics
 from services.reward.scorer import SummaryScore
@@ -29,8 +30,14 @@ class RewardMetrics:
         )
         self._scores = Histogram(
             "andon_reward_score",
-            "Scores given, after normalisation. A rising mean is a policy that learns, or one that cheats.",
+            "Scores given, after normalisation.",
             buckets=SCORE_BUCKETS,
+            registry=registry,
+        )
+        # A histogram with buckets below 0 has no sum in Prometheus, so the mean needs a series of its own.
+        self._mean_score = Gauge(
+            "andon_reward_mean_score",
+            "Mean score of the last call. When it rises, a policy learns, or cheats.",
             registry=registry,
         )
         self._summary_tokens = Histogram(
@@ -47,3 +54,4 @@ class RewardMetrics:
             for summary in row:
                 self._scores.observe(summary.score)
                 self._summary_tokens.observe(summary.token_count)
+        self._mean_score.set(fmean(summary.score for row in scores for summary in row))
