@@ -152,7 +152,7 @@ class PreferenceLearning:
 
     def _group_scores(self, groups: Sequence[PromptGroup]) -> list[list[float]]:
         scores: list[list[float]] = [[] for _ in groups]
-        with torch.inference_mode():
+        with torch.no_grad():
             for indices in plan_batches(groups, self._token_budget):
                 batch = pack([groups[index] for index in indices], self._device)
                 flat = final_scores(self._scorer, batch).tolist()

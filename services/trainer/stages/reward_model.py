@@ -16,17 +16,16 @@ from pydantic import Field, model_validator
 from transformers import PreTrainedModel
 
 from andon.client.policy import SamplingParameters
-from andon.corpus.loaders import load_comparisons, load_documents
+from andon.corpus.loaders import load_comparisons
 from andon.corpus.records import ComparisonRecord
 from andon.modeling.loading import load_causal_lm, save_model, scorer_from_causal_lm
 from andon.modeling.manifest import DataUse, ManifestDraft, Parent
-from andon.modeling.normalization import NO_NORMALIZATION, Normalization, NormalizationMethod
+from andon.modeling.normalization import NO_NORMALIZATION, NormalizationMethod
 from andon.modeling.sequences import PromptGroup, check_groups
 from andon.modeling.store import LocatedModel
 from andon.modeling.text import TextCodec
 from andon.modeling.versions import ModelVersion
 from services.trainer.errors import InvalidConfigError
-from services.trainer.reward_normalization import fit_policy_unit, fit_reference_zero
 from services.trainer.stages.base_model import TemplateConfig, base_model_codec
 from services.trainer.stages.batch_order import BatchOrder
 from services.trainer.stages.comparisons import (
@@ -37,6 +36,11 @@ from services.trainer.stages.comparisons import (
     split_by_document,
 )
 from services.trainer.stages.context import StageContext
+from services.trainer.stages.normalization_basis import (
+    NormalizationBasis,
+    basis_of_references,
+    basis_of_samples,
+)
 from services.trainer.stages.optimization import OptimizationConfig
 from services.trainer.stages.preference_learning import LanguageModelTerm, PreferenceLearning
 from services.trainer.stages.publication import publish, published_earlier
@@ -101,6 +105,7 @@ class RewardModelStage:
             return earlier
         torch.set_num_threads(context.threads)
         seed_everything(config.seed)
+        basis = self._normalization_basis()
         base = context.store.locate(config.base_model)
         codec = base_model_codec(base, config.template)
         records = self._load(config.comparisons, field="comparisons", resumable=True)
@@ -156,7 +161,9 @@ class RewardModelStage:
         )
         metrics = loop.run()
         metrics |= _describe(records, training)
-        normalization = self._normalization(learning, codec)
+        normalization = NO_NORMALIZATION
+        if basis is not None:
+            normalization = basis.fit(lambda texts: learning.raw_scores(self._encode(texts, codec)), context)
         use = DataUse(
             kind="comparisons",
             uri=config.comparisons,
@@ -172,7 +179,7 @@ class RewardModelStage:
             manifest=ManifestDraft(
                 kind="reward_model",
                 parents=(Parent(role="base", model=base.version),),
-                data=(use, *self._reference_use()),
+                data=(use,) if basis is None else (use, basis.data_use),
                 run_id=context.run_id,
                 step=len(order),
                 metrics=metrics,
@@ -218,51 +225,31 @@ class RewardModelStage:
             head=head,
         )
 
-    def _normalization(self, learning: PreferenceLearning, codec: TextCodec) -> Normalization:
+    def _normalization_basis(self) -> NormalizationBasis | None:
         config = self._config
-        method = config.chosen_normalization
-        if method == "none" or config.references is None:
-            return NO_NORMALIZATION
-        documents = load_documents(config.references)
-        if method == "reference_zero":
-            pairs = [(record.document, record.summaries[0]) for record in documents if record.summaries]
-            pairs = pairs[: config.reference_documents]
-            if not pairs:
-                raise InvalidConfigError(field="references", problem="none of the documents has a summary")
-            return fit_reference_zero(learning.raw_scores(self._encode(pairs, codec)))
-        if not self._context.clients.policy:
-            raise InvalidConfigError(
-                field="normalization",
-                problem="policy_unit needs samples, and no policy service is configured",
-            )
-        prompts = [record.document for record in documents[: config.reference_documents]]
-        answer = self._context.clients.policy[0].sample(
-            prompts,
-            SamplingParameters(
+        if config.references is None or config.chosen_normalization == "none":
+            return None
+        if config.chosen_normalization == "reference_zero":
+            return basis_of_references(config.references, limit=config.reference_documents)
+        return basis_of_samples(
+            config.references,
+            limit=config.reference_documents,
+            sampling=SamplingParameters(
                 max_new_tokens=config.max_summary_tokens,
                 temperature=config.sampling_temperature,
                 seed=config.seed,
             ),
-            wait_for_ready=True,
+            context=self._context,
         )
-        samples = [result.samples[0].text for result in answer.results]
-        pairs = list(zip(prompts, samples, strict=True))
-        return fit_policy_unit(learning.raw_scores(self._encode(pairs, codec)))
 
-    def _encode(self, pairs: Sequence[tuple[str, str]], codec: TextCodec) -> list[PromptGroup]:
+    def _encode(self, texts: Sequence[tuple[str, str]], codec: TextCodec) -> list[PromptGroup]:
         return [
             PromptGroup(
                 prompt=codec.encode_document(document),
                 responses=[cut_summary(codec.encode_summary(summary), self._config.max_summary_tokens)],
             )
-            for document, summary in pairs
+            for document, summary in texts
         ]
-
-    def _reference_use(self) -> tuple[DataUse, ...]:
-        config = self._config
-        if config.references is None or config.chosen_normalization == "none":
-            return ()
-        return (DataUse(kind="documents", uri=config.references, count=config.reference_documents),)
 
 
 def _describe(records: Sequence[ComparisonRecord], training: Sequence[ComparisonRecord]) -> dict[str, float]:

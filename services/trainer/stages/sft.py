@@ -215,7 +215,7 @@ class SummaryLikelihood:
             return {}
         self._model.eval()
         num_targets = sum(len(response) for group in self._validation for response in group.responses)
-        with torch.inference_mode():
+        with torch.no_grad():
             total_nats = sum(
                 float(self._nats(self._validation, piece))
                 for piece in plan_batches(self._validation, self._token_budget)

@@ -29,6 +29,13 @@ from services.trainer.stages.sft import SftConfig, SftStage
 
 from .conftest import TINY_GPT2, FakeContext, write_rows
 
+OTHER_SIZES = {
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "max_position_embeddings": 64,
+}
 CALM_GPT2 = {**TINY_GPT2, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
 
@@ -118,7 +125,7 @@ class PlainScorer:
 def test_learns_what_labelers_prefer_and_says_how_well(
     with_base: FakeContext, comparisons_source: str, documents_source: str
 ) -> None:
-    config = reward_config(comparisons_source, epochs=8, references=documents_source, alias="demo")
+    config = reward_config(comparisons_source, epochs=5, references=documents_source, alias="demo")
     version = RewardModelStage(config, with_base).run()
 
     stored = with_base.store.resolve("reward@demo")
@@ -130,7 +137,7 @@ def test_learns_what_labelers_prefer_and_says_how_well(
     comparisons, references = draft.data
     assert (comparisons.kind, comparisons.uri, comparisons.count) == ("comparisons", comparisons_source, 140)
     assert (comparisons.first_id, comparisons.last_id) == ("1", "140")
-    assert references.uri == documents_source
+    assert (references.uri, references.count) == (documents_source, 40)
     metrics = draft.metrics
     # Ann always prefers the second summary, Bob in three of four cases: nobody can be right about both.
     assert metrics["validation_accuracy"] > 0.7
@@ -250,13 +257,22 @@ def test_pieces_of_a_batch_give_the_gradient_of_the_whole(
         torch.testing.assert_close(weights[0][name], weights[1][name], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        CALM_GPT2,  # its head is its embeddings
+        {**CALM_GPT2, "tie_word_embeddings": False},
+        {**OTHER_SIZES, "model_type": "gpt_neox", "tie_word_embeddings": False},
+        {**OTHER_SIZES, "model_type": "llama", "tie_word_embeddings": True},
+    ],
+    ids=["gpt2", "gpt2-untied", "gpt-neox", "llama"],
+)
 def test_the_auxiliary_loss_is_the_base_models_own_on_preferred_summaries(
-    context: FakeContext, comparisons_source: str, documents_source: str, tied: bool
+    context: FakeContext, comparisons_source: str, documents_source: str, architecture: dict[str, Any]
 ) -> None:
     config = SftConfig(
         data=documents_source,
-        architecture={**CALM_GPT2, "tie_word_embeddings": tied},
+        architecture=architecture,
         tokenizer={"kind": "words"},
         steps=3,
         learning_rate=1e-2,
@@ -339,6 +355,16 @@ def test_normalization_to_the_policys_own_samples(
     ]
     assert sum(rewards) / 12 == pytest.approx(0.0, abs=1e-3)
     assert sum(reward**2 for reward in rewards) / 12 == pytest.approx(1.0, abs=1e-2)
+
+
+def test_unusable_references_are_told_before_training(
+    with_base: FakeContext, comparisons_source: str, tmp_path: Path
+) -> None:
+    bare = write_rows(tmp_path / "bare.jsonl", [{"document": "a dog", "summaries": []}])
+    with pytest.raises(InvalidConfigError) as caught:
+        RewardModelStage(reward_config(comparisons_source, references=bare), with_base).run()
+    assert caught.value.field == "references"
+    assert with_base.reports == []
 
 
 def test_comparisons_without_any_preference_are_refused(with_base: FakeContext, tmp_path: Path) -> None:
