@@ -99,7 +99,7 @@ class TextCodec:
         Raises NotFoundError MODEL_NOT_FOUND.
         """
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(source))
+            tokenizer = _tokenizer_class(Path(source)).from_pretrained(str(source))
         except (OSError, ValueError) as error:
             raise NotFoundError(
                 f"no tokenizer can be loaded from {source}", reason="MODEL_NOT_FOUND", model=source
@@ -133,6 +133,18 @@ class TextCodec:
         unknown = self.tokenizer.unk_token_id
         replaced = (unknown if token in special else token for token in ids)
         return [token for token in replaced if token is not None and token != self.eos_token_id]
+
+
+def _tokenizer_class(folder: Path) -> Any:  # transformers' auto class has no base in common with the others
+    """The class to load a tokenizer with.
+
+    For some model types, Qwen2 among them, AutoTokenizer puts the pipeline of that type's own tokenizer in
+    place of the one in ``tokenizer.json``. A tokenizer saved as a generic one means what the file says.
+    """
+    path = folder / "tokenizer_config.json"
+    if path.is_file() and json.loads(path.read_text()).get("tokenizer_class") == "TokenizersBackend":
+        return PreTrainedTokenizerFast
+    return AutoTokenizer
 
 
 def read_template(folder: Path) -> PromptTemplate | None:

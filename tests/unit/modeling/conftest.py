@@ -8,7 +8,26 @@ import torch
 
 from andon.modeling.text import TextCodec, word_level_codec
 
-WORDS = "my cat dog sat ate on under the mat fish . , a red blue very happy today".split()
+WORDS = [
+    "my",
+    "cat",
+    "dog",
+    "sat",
+    "ate",
+    "on",
+    "under",
+    "the",
+    "mat",
+    "fish",
+    ".",
+    ",",
+    "a",
+    "red",
+    "blue",
+    "very",
+    "happy",
+    "today",
+]
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gpt2": {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64},

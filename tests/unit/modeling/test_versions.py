@@ -22,7 +22,9 @@ def test_names_are_read_as_version_alias_or_source(name: str, expected: object) 
     assert parse_model_name(str(expected)) == expected
 
 
-@pytest.mark.parametrize("name", ["", " policy/1", "policy/0", "policy@", "Policy@stable", "policy@Stable!", "a\0b"])
+@pytest.mark.parametrize(
+    "name", ["", " policy/1", "policy/0", "policy@", "Policy@stable", "policy@Stable!", "a\0b"]
+)
 def test_broken_names_are_refused(name: str) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
         parse_model_name(name)
