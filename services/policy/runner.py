@@ -183,10 +183,10 @@ class SamplingRunner:
             self._closing = True
             self._changed.notify()
         self._thread.join()
-        for state in self._calls.values():
-            _fail(state.future, ShuttingDownError())
-        for pending in self._replacements.values():
-            _fail(pending.future, ShuttingDownError())
+        while self._calls:
+            _fail(self._calls.popitem()[1].future, ShuttingDownError())
+        while self._replacements:
+            _fail(self._replacements.popitem()[1].future, ShuttingDownError())
 
     # --- in the model's thread -----------------------------------------------------------------------------
 
