@@ -160,9 +160,11 @@ class RunningServer:
             self._health.end_watches()
         if self._server is not None:
             # Together: stopping refuses new calls at once, and draining lets the running ones come to an end.
-            await asyncio.gather(self._server.stop(grace_s), self._service.drain())
-            await self._service.close()
-            self._server = None
+            try:
+                await asyncio.gather(self._server.stop(grace_s), self._service.drain())
+            finally:
+                await self._service.close()
+                self._server = None
         if self._metrics_server is not None:
             await asyncio.get_running_loop().run_in_executor(None, self._metrics_server.close)
             self._metrics_server = None

@@ -9,7 +9,10 @@ import grpc.aio
 
 
 class Service(Protocol):
-    """One deployable. The server calls the methods once each, in the order in which they stand here."""
+    """One deployable. The server calls the methods once each, in the order in which they stand here.
+
+    ``drain`` and ``close`` are called even if ``start`` failed or was cancelled half way.
+    """
 
     @property
     def name(self) -> str:

@@ -1,4 +1,4 @@
-"""Temperatures and metrics of the reference service; what a request may contain is tested with the service."""
+"""Temperatures and metrics of the reference service; other checks are tested with the service itself."""
 
 import math
 

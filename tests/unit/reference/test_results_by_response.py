@@ -1,6 +1,6 @@
 """Batches by token budget: whatever the budget, each response gets its own result and no pass is too large.
 
-The pass itself is replaced by arithmetic on the packed ids that tells every pair of prompt and response apart.
+The pass itself is replaced by arithmetic on the packed ids that tells every prompt and response apart.
 """
 
 import pytest
