@@ -52,8 +52,8 @@ class UpdateProgress:
     step_metrics: list[dict[str, float]] = field(default_factory=list)  # one per optimizer step
     entropy_nats_sum: float = 0.0  # over the tokens of the first epoch
     entropy_tokens: int = 0
-    sampler_mismatch_max_nats: float = 0.0  # |log pi_trainer - log pi_sampler| before the first step
-    sampler_mismatch_mean_nats: float = 0.0
+    sampler_logprob_max_error: float = 0.0  # |log pi_trainer - log pi_sampler| before the first step
+    sampler_logprob_mean_error: float = 0.0
 
     def to_state(self) -> dict[str, Any]:
         """For a checkpoint."""
@@ -65,8 +65,8 @@ class UpdateProgress:
         means = {name: _mean([step[name] for step in self.step_metrics]) for name in names}
         return means | {
             "entropy_nats": self.entropy_nats_sum / max(self.entropy_tokens, 1),
-            "sampler_mismatch_max_nats": self.sampler_mismatch_max_nats,
-            "sampler_mismatch_mean_nats": self.sampler_mismatch_mean_nats,
+            "sampler_logprob_max_error": self.sampler_logprob_max_error,
+            "sampler_logprob_mean_error": self.sampler_logprob_mean_error,
             "optimizer_steps": float(len(self.step_metrics)),
         }
 
@@ -158,8 +158,8 @@ class PolicyOptimizer:
                 sums[name] = sums.get(name, 0.0) + value
         if mismatches:
             mismatch = torch.cat(mismatches)
-            progress.sampler_mismatch_max_nats = float(mismatch.max())
-            progress.sampler_mismatch_mean_nats = float(mismatch.mean())
+            progress.sampler_logprob_max_error = float(mismatch.max())
+            progress.sampler_logprob_mean_error = float(mismatch.mean())
         return sums | self._apply_gradients(update)
 
     def _backward(

@@ -187,7 +187,7 @@ def test_a_run_ends_with_a_stored_policy_that_plain_transformers_load(world: Wor
     assert reports[1]["kl_nats"] == pytest.approx(
         0.0, abs=1e-4
     )  # the first samples come from the reference itself
-    assert all(report["sampler_mismatch_max_nats"] < 1e-4 for report in reports.values())
+    assert all(report["sampler_logprob_max_error"] < 1e-4 for report in reports.values())
     assert all(report["optimizer_steps"] == 4 for report in reports.values())
     assert [report["learning_rate"] for report in reports.values()] == pytest.approx(
         [1e-3, 7.5e-4, 5e-4, 2.5e-4]
@@ -385,4 +385,4 @@ def test_a_sampler_that_was_given_another_model_is_brought_back(world: World) ->
 
     assert list(reports) == [1, 2, 3, 4]
     # Every sample came from the version it was asked of, or the log-probabilities would not agree.
-    assert all(report["sampler_mismatch_max_nats"] < 1e-4 for report in reports.values())
+    assert all(report["sampler_logprob_max_error"] < 1e-4 for report in reports.values())
