@@ -64,6 +64,11 @@ def token_values(scorer: PreTrainedModel, batch: PackedBatch) -> Tensor:
     return _head_outputs(scorer, batch, batch.predict_index)
 
 
+def token_scores(scorer: PreTrainedModel, batch: PackedBatch) -> Tensor:
+    """[T] float32: the raw output of the head at every response token."""
+    return _head_outputs(scorer, batch, batch.token_index)
+
+
 def final_scores(scorer: PreTrainedModel, batch: PackedBatch) -> Tensor:
     """[R] float32: the raw output of the head at each response's last token."""
     return _head_outputs(scorer, batch, batch.last_token_index)

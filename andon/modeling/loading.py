@@ -123,13 +123,21 @@ def new_causal_lm(architecture: Mapping[str, Any], codec: TextCodec, seed: int) 
 
 
 def scorer_from_causal_lm(
-    source: str | Path, *, extra_layers: int = 0, seed: int, dtype: str = "float32"
+    source: str | Path,
+    *,
+    extra_layers: int = 0,
+    extra_layers_gain: float = 0.0,
+    seed: int,
+    dtype: str = "float32",
 ) -> PreTrainedModel:
     """A reward model on a language model: its trunk, ``extra_layers`` new layers, a new head.
 
-    The head is drawn from N(0, 1/(width + 1)) (Stiennon et al. 2020); the new layers start out passing on
-    what they get. Raises FailedPreconditionError NO_PAD_TOKEN when the model has no padding token of its own,
-    without which plain transformers would read the score at the wrong token.
+    The head is drawn from N(0, 1/(width + 1)) (Stiennon et al. 2020); the new layers are drawn
+    as the architecture draws its own, and what they add to the residual stream is multiplied by
+    ``extra_layers_gain``: at 0 they start out passing on what they get.
+
+    Raises FailedPreconditionError NO_PAD_TOKEN when the model has no padding token of its own, without which
+    plain transformers would read the score at the wrong token.
     """
     config = _load_config(source)
     if config.pad_token_id is None or config.pad_token_id == config.eos_token_id:
@@ -150,7 +158,7 @@ def scorer_from_causal_lm(
         with torch.no_grad():
             head.normal_(0.0, (head.shape[1] + 1) ** -0.5)
             for layer in _layers(model)[num_layers:]:
-                _silence(layer)
+                _scale_outputs(layer, extra_layers_gain)
     return _prepare(model, "cpu")
 
 
@@ -280,18 +288,18 @@ def _layers(model: PreTrainedModel) -> nn.ModuleList:
     raise UnsupportedArchitectureError("its layers cannot be found", architecture=type(model).__name__)
 
 
-def _silence(layer: nn.Module) -> None:
-    """Zero what a new layer adds to the residual stream, so that it begins as the identity.
+def _scale_outputs(layer: nn.Module, gain: float) -> None:
+    """Multiply what a new layer adds to the residual stream; at 0 it begins as the identity.
 
-    Only the last matrices of its branches are zeroed: all others keep their random weights, and learn as soon
-    as those have moved.
+    Only the last matrices of its branches are touched: all others keep their random weights, and learn as
+    soon as those have moved.
     """
     found = False
     for name, module in layer.named_modules():
         if name.rpartition(".")[2] in _RESIDUAL_OUTPUTS:
             found = True
             for parameter in module.parameters():
-                parameter.zero_()
+                parameter.mul_(gain)
     if not found:
         raise UnsupportedArchitectureError(
             "the outputs of its layers are not known by name, so it can have no extra layers",

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from andon.corpus.records import DocumentRecord
+from andon.modeling.manifest import DataUse
 from andon.modeling.sequences import PromptGroup
 from andon.modeling.text import TextCodec
 from services.trainer.errors import InvalidConfigError
@@ -55,6 +56,18 @@ def encode_documents(
             field=field, problem=f"none of the {len(documents)} documents has a summary that can be used"
         )
     return Examples(groups=groups, num_summaries=num_summaries, num_left_out=num_left_out)
+
+
+def document_use(source: str, documents: Sequence[DocumentRecord]) -> DataUse:
+    """What a manifest says of a source of documents that a stage learned from; there is at least one."""
+    return DataUse(
+        kind="documents",
+        uri=source,
+        count=len(documents),
+        sha256=digest_documents(documents),
+        first_id=documents[0].document_id,
+        last_id=documents[-1].document_id,
+    )
 
 
 def digest_documents(documents: Sequence[DocumentRecord]) -> str:

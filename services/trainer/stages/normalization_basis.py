@@ -17,7 +17,7 @@ from andon.modeling.normalization import Normalization
 from services.trainer.errors import InvalidConfigError
 from services.trainer.reward_normalization import fit_policy_unit, fit_reference_zero
 from services.trainer.stages.context import StageContext
-from services.trainer.stages.documents import digest_documents
+from services.trainer.stages.documents import document_use
 
 # Documents with one summary each to the raw scores of the summaries.
 RawScores = Callable[[Sequence[tuple[str, str]]], list[float]]
@@ -34,14 +34,7 @@ class NormalizationBasis:
     @property
     def data_use(self) -> DataUse:
         """For the manifest."""
-        return DataUse(
-            kind="documents",
-            uri=self.uri,
-            count=len(self.documents),
-            sha256=digest_documents(self.documents),
-            first_id=self.documents[0].document_id,
-            last_id=self.documents[-1].document_id,
-        )
+        return document_use(self.uri, self.documents)
 
     def fit(self, raw_scores: RawScores, context: StageContext) -> Normalization:
         """Gain and bias. Raises InvalidConfigError when every sample of the policy scores the same."""

@@ -8,7 +8,7 @@ model whose head is replaced by a scalar one, learns from each decision with the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, Self
 
 import torch
@@ -16,8 +16,8 @@ from pydantic import Field, model_validator
 from transformers import PreTrainedModel
 
 from andon.client.policy import SamplingParameters
-from andon.corpus.loaders import load_comparisons
-from andon.corpus.records import ComparisonRecord
+from andon.corpus.loaders import load_comparisons, load_documents
+from andon.corpus.records import ComparisonRecord, DocumentRecord
 from andon.modeling.loading import load_causal_lm, save_model, scorer_from_causal_lm
 from andon.modeling.manifest import DataUse, ManifestDraft, Parent
 from andon.modeling.normalization import NO_NORMALIZATION, NormalizationMethod
@@ -36,6 +36,7 @@ from services.trainer.stages.comparisons import (
     split_by_document,
 )
 from services.trainer.stages.context import StageContext
+from services.trainer.stages.documents import document_use, encode_documents
 from services.trainer.stages.normalization_basis import (
     NormalizationBasis,
     basis_of_references,
@@ -46,6 +47,7 @@ from services.trainer.stages.preference_learning import LanguageModelTerm, Prefe
 from services.trainer.stages.publication import publish, published_earlier
 from services.trainer.stages.random_state import seed_everything
 from services.trainer.stages.reward_accuracy import labeler_agreement
+from services.trainer.stages.token_detection import TokenDetection, TokenDetectionConfig, WordExchange
 from services.trainer.stages.training_loop import TrainingLoop
 
 LABELING_PREFIX = "labeling:"
@@ -55,7 +57,8 @@ class RewardModelConfig(OptimizationConfig):
     """What one reward-model run does."""
 
     base_model: str  # the supervised model: in the store, a folder, or a public name
-    extra_layers: int = Field(default=0, ge=0)  # on top of the base model's, near identity at first
+    extra_layers: int = Field(default=0, ge=0)  # on top of the base model's
+    extra_layers_gain: float = Field(default=0.0, ge=0)  # of their first outputs; at 0 they begin as identity
     comparisons: str  # "labeling:<batch>" (all batches without one), or a source of andon.corpus.loaders
     validation_comparisons: str | None = None  # likewise; held out instead of a share of the documents
     validation_share: float = Field(default=0.1, ge=0, lt=1)  # of the documents
@@ -71,6 +74,7 @@ class RewardModelConfig(OptimizationConfig):
     language_model_coefficient: float = Field(default=0.0, ge=0)  # of the auxiliary loss, per token
     # whose tokens the auxiliary loss is on
     language_model_responses: Literal["preferred", "all"] = "preferred"
+    token_detection: TokenDetectionConfig | None = None  # a phase before the comparisons; none by default
     validation_interval: int = Field(default=100, ge=1)  # updates
     sampling_temperature: float = Field(default=1.0, gt=0)  # of the samples that policy_unit normalizes to
     seed: int = 0
@@ -122,7 +126,12 @@ class RewardModelStage:
                 field="comparisons", problem="no preference is left to learn from once documents are held out"
             )
 
-        scorer = scorer_from_causal_lm(base.source, extra_layers=config.extra_layers, seed=config.seed)
+        scorer = scorer_from_causal_lm(
+            base.source,
+            extra_layers=config.extra_layers,
+            extra_layers_gain=config.extra_layers_gain,
+            seed=config.seed,
+        )
         scorer = scorer.to(context.device)
         held_out_elements = self._group(held_out, codec)
         check_groups(
@@ -146,6 +155,38 @@ class RewardModelStage:
             epochs=config.epochs,
         )
         comparisons_sha256 = digest_comparisons(records)
+        identity = {
+            "training data": comparisons_sha256,
+            "last comparison": records[-1].comparison_id,
+            "tokenizer": codec.fingerprint,
+        }
+        metrics: dict[str, float] = {}
+        detection_steps = 0
+        uses = [
+            DataUse(
+                kind="comparisons",
+                uri=config.comparisons,
+                count=len(records),
+                sha256=comparisons_sha256,
+                first_id=records[0].comparison_id,
+                last_id=records[-1].comparison_id,
+            )
+        ]
+        if basis is not None:
+            uses.append(basis.data_use)
+        if config.token_detection is not None:
+            detection_steps = config.token_detection.steps
+            documents = load_documents(config.token_detection.data)
+            uses.append(document_use(config.token_detection.data, documents))
+            identity["token detection data"] = uses[-1].sha256
+            metrics |= self._detection_loop(
+                config.token_detection,
+                documents,
+                scorer,
+                codec,
+                identity=identity,
+                total_steps=detection_steps + len(order),
+            ).run()
         loop = TrainingLoop(
             context=context,
             config=config,
@@ -153,25 +194,15 @@ class RewardModelStage:
             order=order,
             workload=learning,
             validation_interval=config.validation_interval,
-            identity={
-                "training data": comparisons_sha256,
-                "last comparison": records[-1].comparison_id,
-                "tokenizer": codec.fingerprint,
-            },
+            identity=identity,
+            first_step=detection_steps,
+            total_steps=detection_steps + len(order),
         )
-        metrics = loop.run()
+        metrics |= loop.run()
         metrics |= _describe(records, training)
         normalization = NO_NORMALIZATION
         if basis is not None:
             normalization = basis.fit(lambda texts: learning.raw_scores(self._encode(texts, codec)), context)
-        use = DataUse(
-            kind="comparisons",
-            uri=config.comparisons,
-            count=len(records),
-            sha256=comparisons_sha256,
-            first_id=records[0].comparison_id,
-            last_id=records[-1].comparison_id,
-        )
         return publish(
             context,
             config.output_family,
@@ -179,9 +210,9 @@ class RewardModelStage:
             manifest=ManifestDraft(
                 kind="reward_model",
                 parents=(Parent(role="base", model=base.version),),
-                data=(use,) if basis is None else (use, basis.data_use),
+                data=tuple(uses),
                 run_id=context.run_id,
-                step=len(order),
+                step=detection_steps + len(order),
                 metrics=metrics,
                 config=config.model_dump(mode="json"),
                 normalization=normalization,
@@ -209,6 +240,66 @@ class RewardModelStage:
 
     def _group(self, records: Sequence[ComparisonRecord], codec: TextCodec) -> list[ComparedDocument]:
         return group_by_document(records, codec, max_summary_tokens=self._config.max_summary_tokens)
+
+    def _detection_loop(
+        self,
+        config: TokenDetectionConfig,
+        documents: Sequence[DocumentRecord],
+        scorer: PreTrainedModel,
+        codec: TextCodec,
+        *,
+        identity: Mapping[str, str],
+        total_steps: int,
+    ) -> TrainingLoop:
+        """The phase before the comparisons."""
+        field = "token_detection.data"
+        encoded = encode_documents(
+            documents,
+            codec,
+            max_summary_tokens=self._config.max_summary_tokens,
+            first_summary_only=True,
+            field=field,
+        ).groups
+        # The end-of-sequence token is no word; a summary that is nothing else has none.
+        examples = [
+            PromptGroup(group.prompt, [group.responses[0][:-1]])
+            for group in encoded
+            if len(group.responses[0]) > 1
+        ]
+        exchange = WordExchange(
+            [example.responses[0] for example in examples],
+            min_alternatives=config.min_alternatives,
+            replaced_share=config.replaced_share,
+        )
+        if exchange.num_contexts == 0:
+            raise InvalidConfigError(
+                field=field,
+                problem=f"no place in the summaries has {config.min_alternatives} different words",
+            )
+        return TrainingLoop(
+            context=self._context,
+            config=config,
+            model=scorer,
+            order=BatchOrder(
+                [1] * len(examples),
+                budget=config.batch_documents,
+                seed=self._config.seed,
+                steps=config.steps,
+                epochs=None,
+            ),
+            workload=TokenDetection(
+                scorer,
+                examples,
+                exchange,
+                variants=config.variants,
+                token_budget=self._config.token_budget,
+                device=self._context.device,
+            ),
+            validation_interval=config.steps,
+            identity=identity,
+            phase="token_detection",
+            total_steps=total_steps,
+        )
 
     def _language_model_term(self, base: LocatedModel, scorer: PreTrainedModel) -> LanguageModelTerm | None:
         config = self._config

@@ -20,7 +20,7 @@ from andon.corpus.loaders import load_documents
 from andon.corpus.records import DocumentRecord
 from andon.modeling.forward import response_statistics
 from andon.modeling.loading import grow_vocabulary, load_causal_lm, new_causal_lm, save_model
-from andon.modeling.manifest import DataUse, ManifestDraft, Parent
+from andon.modeling.manifest import ManifestDraft, Parent
 from andon.modeling.sequences import PromptGroup, check_groups, pack, plan_batches
 from andon.modeling.store import LocatedModel
 from andon.modeling.text import TextCodec
@@ -33,7 +33,7 @@ from services.trainer.stages.base_model import (
 )
 from services.trainer.stages.batch_order import BatchOrder
 from services.trainer.stages.context import StageContext
-from services.trainer.stages.documents import Examples, digest_documents, encode_documents
+from services.trainer.stages.documents import Examples, document_use, encode_documents
 from services.trainer.stages.optimization import OptimizationConfig
 from services.trainer.stages.publication import publish, published_earlier
 from services.trainer.stages.random_state import seed_everything
@@ -102,7 +102,7 @@ class SftStage:
                 vocab_size=codec.vocab_size,
                 max_sequence_tokens=getattr(model.config, "max_position_embeddings", None),
             )
-        data_sha256 = digest_documents(documents)
+        use = document_use(config.data, documents)
         order = BatchOrder(
             [group.num_tokens for group in examples.groups],
             budget=config.batch_tokens,
@@ -123,7 +123,7 @@ class SftStage:
                 device=context.device,
             ),
             validation_interval=config.validation_interval,
-            identity={"training data": data_sha256, "tokenizer": codec.fingerprint},
+            identity={"training data": use.sha256, "tokenizer": codec.fingerprint},
         )
         metrics = loop.run()
         metrics |= {"summaries": examples.num_summaries, "summaries_left_out": examples.num_left_out}
@@ -134,16 +134,7 @@ class SftStage:
             manifest=ManifestDraft(
                 kind="causal_lm",
                 parents=() if base is None else (Parent(role="base", model=base.version),),
-                data=(
-                    DataUse(
-                        kind="documents",
-                        uri=config.data,
-                        count=len(documents),
-                        sha256=data_sha256,
-                        first_id=documents[0].document_id,
-                        last_id=documents[-1].document_id,
-                    ),
-                ),
+                data=(use,),
                 run_id=context.run_id,
                 step=len(order),
                 metrics=metrics,

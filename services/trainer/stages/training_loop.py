@@ -2,7 +2,8 @@
 
 The supervised and the reward-model stage hand it a workload: what one batch does to the gradients, and how
 the model is validated. Everything a checkpoint needs is gathered here, so that a run that was cut off at any
-update continues with the same numbers as one that was not (on the CPU bit for bit).
+update continues with the same numbers as one that was not (on the CPU bit for bit). A run of several phases
+has one loop for each, in turn, over the same model.
 """
 
 from __future__ import annotations
@@ -54,16 +55,26 @@ class TrainingLoop:
         workload: Workload,
         validation_interval: int,
         identity: Mapping[str, str],
+        phase: str = "train",
+        first_step: int = 0,
+        total_steps: int | None = None,
     ) -> None:
-        """``identity`` names what must not change between a checkpoint and its continuation."""
+        """``identity`` names what must not change between a checkpoint and its continuation.
+
+        ``phase`` tells the loops of one run apart; ``first_step`` updates were done by the loops before this
+        one, and the run has ``total_steps`` in all (default: this loop's).
+        """
         self._context = context
         self._model = model
         self._order = order
         self._workload = workload
         self._validation_interval = validation_interval
-        self._identity = {**identity, "number of updates": str(len(order))}
+        self._phase = phase
+        self._first_step = first_step
+        self._total_steps = first_step + len(order) if total_steps is None else total_steps
+        self._identity = {**identity, "number of updates": str(self._total_steps)}
         self._updater = Updater(model, config, total_steps=len(order))
-        self._steps_done = 0
+        self._steps_done = first_step
         self._metrics: dict[str, float] = {}
 
     def run(self) -> dict[str, float]:
@@ -71,14 +82,14 @@ class TrainingLoop:
         restored = self._context.restored_state()
         if restored is not None:
             self._restore(restored)
-        total = len(self._order)
-        while self._steps_done < total:
-            step = self._steps_done
+        end = self._first_step + len(self._order)
+        while self._steps_done < end:
+            step = self._steps_done - self._first_step
             began_s = time.perf_counter()
             batch = self._workload.accumulate(self._order[step])
             update = self._updater.apply(step)
             elapsed_s = time.perf_counter() - began_s
-            self._steps_done = step + 1
+            self._steps_done += 1
             metrics = {
                 **batch.metrics,
                 "learning_rate": update.learning_rate,
@@ -86,14 +97,14 @@ class TrainingLoop:
                 "epoch": float(self._order.epoch(step)),
                 "tokens_per_s": batch.num_tokens / max(elapsed_s, 1e-9),
             }
-            validates = self._steps_done % self._validation_interval == 0 or self._steps_done == total
+            validates = self._steps_done % self._validation_interval == 0 or self._steps_done == end
             if validates:
                 metrics |= self._workload.validate()
             self._metrics |= metrics
             self._context.step_done(
                 step=self._steps_done,
-                total=total,
-                phase="validate" if validates else "train",
+                total=self._total_steps,
+                phase="validate" if validates else self._phase,
                 metrics=metrics,
                 state=self._state,
             )
@@ -102,6 +113,7 @@ class TrainingLoop:
     def _state(self) -> StageState:
         return {
             "identity": self._identity,
+            "phase": self._phase,
             "steps_done": self._steps_done,
             "metrics": self._metrics,
             "model": self._model.state_dict(),
@@ -114,8 +126,15 @@ class TrainingLoop:
             actual = self._identity.get(what)
             if actual != expected:
                 raise DataChangedError(what=what, expected=expected, actual=actual)
+        in_this_phase = state["phase"] == self._phase
+        is_over = state["steps_done"] >= self._first_step + len(self._order)
+        if not in_this_phase and not is_over:
+            return  # cut off between two phases: the loop before this one has restored all there is
         self._model.load_state_dict(state["model"])
-        self._updater.restore(state["optimizer"])
         restore_random_state(state["random"], self._context.device)
-        self._steps_done = state["steps_done"]
         self._metrics = dict(state["metrics"])
+        if in_this_phase:
+            self._updater.restore(state["optimizer"])
+            self._steps_done = state["steps_done"]
+        else:
+            self._steps_done = self._first_step + len(self._order)
