@@ -1,0 +1,236 @@
+"""One update: however a minibatch is cut into pieces, the step is the same; signs go the right way."""
+
+import copy
+import random
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from andon.modeling.forward import response_statistics
+from andon.modeling.loading import new_causal_lm
+from andon.modeling.normalization import Normalization
+from andon.modeling.sequences import PromptGroup, pack, unpack
+from andon.modeling.text import TextCodec, word_level_codec
+from andon.modeling.versions import ModelVersion
+from services.trainer.actor_critic import ActorCritic, SeparateValueNetwork, SharedValueHead
+from services.trainer.experience import Experience
+from services.trainer.policy_optimizer import OptimizerSettings, PolicyOptimizer, UpdateProgress
+from services.trainer.rollout import Responses, Rollout
+
+TEMPERATURE = 0.8
+
+
+@pytest.fixture(scope="module")
+def codec() -> TextCodec:
+    return word_level_codec([f"w{number}" for number in range(12)])
+
+
+@pytest.fixture(scope="module")
+def policy(codec: TextCodec) -> PreTrainedModel:
+    torch.set_num_threads(1)
+    architecture = {
+        "model_type": "gpt_neox",
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.2,
+    }
+    return new_causal_lm(architecture, codec, 0)
+
+
+def actor_critic_of(policy: PreTrainedModel) -> ActorCritic:
+    return SharedValueHead(copy.deepcopy(policy))
+
+
+def settings(**changes: object) -> OptimizerSettings:
+    values: dict[str, object] = {
+        "epochs": 1,
+        "minibatches": 1,
+        "token_budget": 10_000,
+        "temperature": TEMPERATURE,
+        "clip_ratio": 0.2,
+        "clip_value": 0.2,
+        "value_coefficient": 0.1,
+        "learning_rate": 1e-3,
+        "value_learning_rate": 1e-3,
+        "adam_eps": 1e-5,
+        "max_grad_norm": None,
+        "seed": 3,
+    }
+    return OptimizerSettings(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def experience_of(policy: PreTrainedModel, *, advantage_sign: float = 1.0) -> Experience:
+    chance = random.Random(1)
+    groups = tuple(
+        PromptGroup(
+            prompt=[chance.randrange(4, 16) for _ in range(chance.randrange(2, 6))],
+            responses=[[chance.randrange(4, 16) for _ in range(chance.randrange(1, 7))] for _ in range(2)],
+        )
+        for _ in range(6)
+    )
+    lengths = torch.tensor([len(response) for group in groups for response in group.responses])
+    with torch.no_grad():
+        logprobs = response_statistics(policy, pack(groups), temperature=TEMPERATURE).logprobs
+    generator = torch.Generator().manual_seed(5)
+    behaviour = unpack(logprobs, lengths, 0.0)
+    mask = torch.arange(behaviour.shape[1])[None, :] < lengths[:, None]
+
+    def noise() -> torch.Tensor:
+        return torch.where(mask, torch.randn(behaviour.shape, generator=generator), torch.zeros(()))
+
+    return Experience(
+        rollout=Rollout(
+            responses=Responses(
+                groups=groups,
+                lengths=lengths,
+                behaviour_logprobs=behaviour,
+                ended_properly=torch.ones(len(lengths), dtype=torch.bool),
+                model=ModelVersion("policy", 1),
+            ),
+            reference_logprobs=behaviour,
+            scores=torch.zeros(len(lengths)),
+        ),
+        values=noise() * 0.1,
+        advantages=advantage_sign * noise(),
+        returns=noise(),
+        metrics={},
+    )
+
+
+def train(actor_critic: ActorCritic, experience: Experience, chosen: OptimizerSettings) -> UpdateProgress:
+    progress = UpdateProgress()
+    PolicyOptimizer(actor_critic, chosen).update(
+        experience, update=1, learning_rate_factor=1.0, progress=progress, between_steps=lambda: None
+    )
+    return progress
+
+
+@pytest.mark.parametrize("token_budget", [1, 20, 50])
+def test_the_pieces_of_a_minibatch_do_not_matter(policy: PreTrainedModel, token_budget: int) -> None:
+    experience = experience_of(policy)
+    whole, cut = actor_critic_of(policy), actor_critic_of(policy)
+    in_one = train(whole, experience, settings())
+    in_pieces = train(cut, experience, settings(token_budget=token_budget))
+
+    for name, expected in in_one.step_metrics[0].items():
+        assert in_pieces.step_metrics[0][name] == pytest.approx(expected, rel=1e-4, abs=1e-6), name
+    assert in_pieces.metrics()["entropy_nats"] == pytest.approx(in_one.metrics()["entropy_nats"], rel=1e-5)
+    for one, other in zip(whole.parts[0].parameters, cut.parts[0].parameters, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-5)
+
+
+def test_the_first_step_sees_the_samplers_own_log_probabilities(policy: PreTrainedModel) -> None:
+    progress = train(actor_critic_of(policy), experience_of(policy), settings())
+
+    assert progress.sampler_logprob_max_error < 1e-5
+    assert progress.step_metrics[0]["approx_kl_nats"] == pytest.approx(0.0, abs=1e-9)
+    assert progress.step_metrics[0]["policy_clip_ratio"] == 0
+
+
+def test_a_sampler_at_another_temperature_is_noticed(policy: PreTrainedModel) -> None:
+    progress = train(actor_critic_of(policy), experience_of(policy), settings(temperature=1.0))
+
+    assert progress.sampler_logprob_max_error > 0.05
+
+
+def test_turning_the_advantages_around_turns_the_policy_around(policy: PreTrainedModel) -> None:
+    """The first step's policy gradient is linear in the advantages."""
+    gradients = []
+    for sign in (1.0, -1.0):
+        actor_critic = actor_critic_of(policy)
+        before = [parameter.detach().clone() for parameter in actor_critic.policy.parameters()]
+        chosen = settings(
+            value_coefficient=1e-12, adam_eps=1e3, learning_rate=1e3
+        )  # Adam is then a plain step
+        train(actor_critic, experience_of(policy, advantage_sign=sign), chosen)
+        after = actor_critic.policy.parameters()
+        gradients.append(torch.cat([(b - a.detach()).flatten() for a, b in zip(after, before, strict=True)]))
+    torch.testing.assert_close(gradients[0], -gradients[1], rtol=1e-3, atol=1e-6)
+    assert float(gradients[0].norm()) > 1e-3
+
+
+def test_learning_raises_what_was_better_than_expected(policy: PreTrainedModel) -> None:
+    experience = experience_of(policy)
+    actor_critic = actor_critic_of(policy)
+    train(actor_critic, experience, settings(epochs=4, value_coefficient=1e-12))
+
+    responses = experience.rollout.responses
+    with torch.no_grad():
+        flat = response_statistics(
+            actor_critic.policy, pack(responses.groups), temperature=TEMPERATURE
+        ).logprobs
+    gained = unpack(flat, responses.lengths, 0.0) - responses.behaviour_logprobs
+    mask = responses.mask
+    assert float((gained * experience.advantages)[mask].mean()) > 0
+
+
+def test_an_update_can_be_left_and_taken_up_between_any_two_steps(policy: PreTrainedModel) -> None:
+    experience = experience_of(policy)
+    chosen = settings(epochs=2, minibatches=3)
+    straight = actor_critic_of(policy)
+    expected = train(straight, experience, chosen)
+    assert expected.steps_done == 6
+
+    class Leave(Exception):  # noqa: N818 - plays the run's halt
+        pass
+
+    def leave() -> None:
+        raise Leave
+
+    actor_critic = actor_critic_of(policy)
+    progress = UpdateProgress()
+    optimizer_state = None
+    for _ in range(6):
+        halted = copy.deepcopy(actor_critic.state())
+        resumed = actor_critic_of(policy)
+        resumed.restore(halted)
+        optimizer = PolicyOptimizer(resumed, chosen)
+        if optimizer_state is not None:
+            optimizer.restore(optimizer_state)
+        with pytest.raises(Leave):
+            optimizer.update(
+                experience, update=1, learning_rate_factor=1.0, progress=progress, between_steps=leave
+            )
+        progress = UpdateProgress(**copy.deepcopy(progress.to_state()))
+        optimizer_state = copy.deepcopy(optimizer.state())
+        actor_critic = resumed
+
+    assert progress.metrics() == expected.metrics()
+    for one, other in zip(straight.parts[0].parameters, actor_critic.parts[0].parameters, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(policy: PreTrainedModel) -> None:
+    experience = experience_of(policy)
+    experience.advantages[0, 0] = float("inf")
+    actor_critic = actor_critic_of(policy)
+    with pytest.raises(Exception, match="not finite"):
+        train(actor_critic, experience, settings())
+    assert all(bool(parameter.isfinite().all()) for parameter in actor_critic.policy.parameters())
+
+
+def test_values_are_on_the_scale_of_the_normalised_reward(policy: PreTrainedModel, codec: TextCodec) -> None:
+    class Scorer(torch.nn.Module):
+        """A trunk that says nothing and a head that says 2."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.config = policy.config
+            self.base_model = policy.base_model
+            self.score = torch.nn.Linear(16, 1)
+            torch.nn.init.zeros_(self.score.weight)
+            torch.nn.init.constant_(self.score.bias, 2.0)
+
+    groups = experience_of(policy).rollout.responses.groups
+    critic = SeparateValueNetwork(
+        copy.deepcopy(policy),
+        Scorer(),  # type: ignore[arg-type]
+        Normalization(method="policy_unit", gain=3.0, bias=-1.0),
+    )
+    with torch.no_grad():
+        values = critic.values(pack(groups))
+    assert values.tolist() == pytest.approx([5.0] * len(values))
