@@ -135,7 +135,7 @@ def run_rounds(database: Path, *, rounds: int, seed: int) -> None:
     try:
         for round_number in range(rounds):
             target = launcher.serve()
-            progress = Acknowledgements(chance.randint(1, 25))
+            progress = Acknowledgements(chance.randint(1, 12))
             with grpc.insecure_channel(target) as channel:
                 stub = labeling_grpc.LabelingServiceStub(channel)
                 submission = pb.SubmitTasksRequest(request_id=f"round-{round_number}", batch="b")
