@@ -8,6 +8,7 @@ the store are resolved before, by ``store.ModelStore``.
 from __future__ import annotations
 
 import json
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -146,20 +147,49 @@ def scorer_from_causal_lm(
         )
     num_layers = config.num_hidden_layers
     config.num_labels = 1
+    _add_layers(config, extra_layers)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = _load(AutoModelForSequenceClassification, source, dtype, config=config, new_head=True)
+        _start_new_parts(model, first_new_layer=num_layers, gain=extra_layers_gain)
+    return _prepare(model, "cpu")
+
+
+def deepened_scorer(
+    scorer: PreTrainedModel, *, extra_layers: int, extra_layers_gain: float, seed: int
+) -> PreTrainedModel:
+    """A copy of a reward model with further layers on top of its trunk and a new head, on the same device.
+
+    Layers and head start as those of ``scorer_from_causal_lm``.
+    """
+    config = copy.deepcopy(scorer.config)
+    num_layers = config.num_hidden_layers
+    _add_layers(config, extra_layers)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        deeper = AutoModelForSequenceClassification.from_config(
+            config, attn_implementation=ATTENTION_NAME, dtype=scorer.dtype
+        )
+        deeper.load_state_dict(scorer.state_dict(), strict=False)  # all but the new layers
+        _start_new_parts(deeper, first_new_layer=num_layers, gain=extra_layers_gain)
+    return _prepare(deeper, scorer.device)
+
+
+def _add_layers(config: PretrainedConfig, extra_layers: int) -> None:
+    num_layers = config.num_hidden_layers
     config.num_hidden_layers = num_layers + extra_layers
     for name, values in config.to_dict().items():
         # Per-layer settings, such as layer_types: new layers are as the last one.
         if name.startswith("layer") and isinstance(values, list) and len(values) == num_layers:
             setattr(config, name, [*values, *values[-1:] * extra_layers])
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = _load(AutoModelForSequenceClassification, source, dtype, config=config, new_head=True)
-        head = model.score.weight
-        with torch.no_grad():
-            head.normal_(0.0, (head.shape[1] + 1) ** -0.5)
-            for layer in _layers(model)[num_layers:]:
-                _scale_outputs(layer, extra_layers_gain)
-    return _prepare(model, "cpu")
+
+
+@torch.no_grad()
+def _start_new_parts(scorer: PreTrainedModel, *, first_new_layer: int, gain: float) -> None:
+    head = scorer.score.weight
+    head.normal_(0.0, (head.shape[1] + 1) ** -0.5)
+    for layer in _layers(scorer)[first_new_layer:]:
+        _scale_outputs(layer, gain)
 
 
 def grow_vocabulary(model: PreTrainedModel, codec: TextCodec) -> None:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from andon.client.policy import SamplingParameters
 from andon.corpus.loaders import load_comparisons, load_documents
 from andon.corpus.records import ComparisonRecord, DocumentRecord
-from andon.modeling.loading import load_causal_lm, save_model, scorer_from_causal_lm
+from andon.modeling.loading import deepened_scorer, load_causal_lm, save_model, scorer_from_causal_lm
 from andon.modeling.manifest import DataUse, ManifestDraft, Parent
 from andon.modeling.normalization import NO_NORMALIZATION, NormalizationMethod
 from andon.modeling.sequences import PromptGroup, check_groups
@@ -85,6 +85,9 @@ class RewardModelConfig(OptimizationConfig):
     def _check(self) -> Self:
         if self.normalization in ("reference_zero", "policy_unit") and self.references is None:
             raise ValueError(f"normalization {self.normalization} needs references")
+        detection = self.token_detection
+        if detection is not None and detection.held_back_layers > self.extra_layers:
+            raise ValueError("token_detection.held_back_layers are more than extra_layers")
         return self
 
     @property
@@ -126,9 +129,11 @@ class RewardModelStage:
                 field="comparisons", problem="no preference is left to learn from once documents are held out"
             )
 
+        detection = config.token_detection
+        held_back = 0 if detection is None else detection.held_back_layers
         scorer = scorer_from_causal_lm(
             base.source,
-            extra_layers=config.extra_layers,
+            extra_layers=config.extra_layers - held_back,
             extra_layers_gain=config.extra_layers_gain,
             seed=config.seed,
         )
@@ -138,14 +143,6 @@ class RewardModelStage:
             [element.group for element in (*informative, *held_out_elements)],
             vocab_size=codec.vocab_size,
             max_sequence_tokens=getattr(scorer.config, "max_position_embeddings", None),
-        )
-        learning = PreferenceLearning(
-            scorer,
-            informative,
-            held_out_elements,
-            token_budget=config.token_budget,
-            device=context.device,
-            language_model=self._language_model_term(base, scorer),
         )
         order = BatchOrder(
             [len(element.informative_decisions) for element in informative],
@@ -174,19 +171,34 @@ class RewardModelStage:
         ]
         if basis is not None:
             uses.append(basis.data_use)
-        if config.token_detection is not None:
-            detection_steps = config.token_detection.steps
-            documents = load_documents(config.token_detection.data)
-            uses.append(document_use(config.token_detection.data, documents))
+        if detection is not None:
+            detection_steps = detection.steps
+            documents = load_documents(detection.data)
+            uses.append(document_use(detection.data, documents))
             identity["token detection data"] = uses[-1].sha256
             metrics |= self._detection_loop(
-                config.token_detection,
+                detection,
                 documents,
                 scorer,
                 codec,
                 identity=identity,
                 total_steps=detection_steps + len(order),
             ).run()
+            if held_back:
+                scorer = deepened_scorer(
+                    scorer,
+                    extra_layers=held_back,
+                    extra_layers_gain=config.extra_layers_gain,
+                    seed=config.seed + 1,  # not the draw that the layers below began with
+                )
+        learning = PreferenceLearning(
+            scorer,
+            informative,
+            held_out_elements,
+            token_budget=config.token_budget,
+            device=context.device,
+            language_model=self._language_model_term(base, scorer),
+        )
         loop = TrainingLoop(
             context=context,
             config=config,

@@ -36,6 +36,9 @@ class TokenDetectionConfig(OptimizationConfig):
     steps: int = Field(ge=1)  # updates
     batch_documents: int = Field(default=6, ge=1)
     variants: int = Field(default=4, ge=1)  # of each summary per update; they share the document
+    # Of the extra layers, the last ones that join after this phase: what it finds at each word, a layer above
+    # can gather where the score is read.
+    held_back_layers: int = Field(default=0, ge=0)
     replaced_share: float = Field(default=0.5, gt=0, lt=1)  # of the places where a word can be exchanged
     min_alternatives: int = Field(default=8, ge=2)  # different words seen in a place, for it to count
 

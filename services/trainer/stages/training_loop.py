@@ -126,15 +126,14 @@ class TrainingLoop:
             actual = self._identity.get(what)
             if actual != expected:
                 raise DataChangedError(what=what, expected=expected, actual=actual)
-        in_this_phase = state["phase"] == self._phase
-        is_over = state["steps_done"] >= self._first_step + len(self._order)
-        if not in_this_phase and not is_over:
-            return  # cut off between two phases: the loop before this one has restored all there is
-        self._model.load_state_dict(state["model"])
-        restore_random_state(state["random"], self._context.device)
-        self._metrics = dict(state["metrics"])
-        if in_this_phase:
+        if state["phase"] == self._phase:
+            self._model.load_state_dict(state["model"])
             self._updater.restore(state["optimizer"])
+            restore_random_state(state["random"], self._context.device)
+            self._metrics = dict(state["metrics"])
             self._steps_done = state["steps_done"]
-        else:
+        elif state["steps_done"] >= self._first_step + len(self._order):
+            # This phase was over: the loop that was cut off restores the weights.
+            self._metrics = dict(state["metrics"])
             self._steps_done = self._first_step + len(self._order)
+        # Otherwise the run was cut off between two phases: the loop before this one restored all there is.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from services.trainer.errors import InvalidConfigError
@@ -56,7 +57,7 @@ def config(comparisons: str, documents: str, **detection: Any) -> RewardModelCon
     return RewardModelConfig(
         base_model="sft@latest",
         comparisons=comparisons,
-        extra_layers=1,
+        extra_layers=2,
         epochs=1,
         batch_comparisons=16,
         token_budget=200,
@@ -68,6 +69,7 @@ def config(comparisons: str, documents: str, **detection: Any) -> RewardModelCon
             "learning_rate": 1e-2,
             "batch_documents": 8,
             "min_alternatives": 3,
+            "held_back_layers": 1,
             **detection,
         },
     )
@@ -103,6 +105,7 @@ def test_a_run_cut_off_in_either_phase_or_between_ends_with_the_same_bytes(
     left, right = (load_file(model.path / "model.safetensors") for model in (expected, actual))
     assert left.keys() == right.keys()
     assert all(left[name].equal(right[name]) for name in left)
+    assert {name for name in left if ".h.3." in name}  # two layers of the base model and two extra ones
     phases = [report.phase for report in whole.reports]
     assert phases[:5] == ["token_detection"] * 5
     assert [report.step for report in whole.reports] == list(range(1, len(phases) + 1))
@@ -120,6 +123,11 @@ def test_detection_learns(with_base: FakeContext, comparisons_source: str, tmp_p
     # A guesser pays log 2 = 0.69; who calls "dog" original and all else exchanged, much less.
     assert sum(losses[:5]) / 5 > 0.6
     assert sum(losses[-5:]) / 5 < 0.45
+
+
+def test_held_back_layers_are_extra_layers(comparisons_source: str, documents_source: str) -> None:
+    with pytest.raises(ValidationError, match="more than extra_layers"):
+        config(comparisons_source, documents_source, held_back_layers=3)
 
 
 def test_summaries_without_places_are_refused(
