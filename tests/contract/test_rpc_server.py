@@ -22,7 +22,7 @@ from andon.rpc.server import RunningServer, ServerStartError
 
 POLICY = "andon.api.policy.v1.PolicyService"
 CORD = "andon.api.labeling.v1.CordService"
-TIMEOUT_S = 20
+TIMEOUT_S = 60
 
 
 class ScriptedService(

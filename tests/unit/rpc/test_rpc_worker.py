@@ -11,7 +11,7 @@ from andon.rpc.deadline import set_call_deadline
 from andon.rpc.metrics import WorkerMetrics
 from andon.rpc.worker import CallerGoneError, ModelWorker
 
-TIMEOUT_S = 20
+TIMEOUT_S = 60
 
 
 class Blocker:
