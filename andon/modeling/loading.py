@@ -7,8 +7,8 @@ the store are resolved before, by ``store.ModelStore``.
 
 from __future__ import annotations
 
-import json
 import copy
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
