@@ -46,7 +46,14 @@ from andon.modeling.manifest import (
     lineage_to_dict,
     version_from_name,
 )
-from andon.modeling.versions import ModelAlias, ModelSource, ModelVersion, check_family, parse_model_name
+from andon.modeling.versions import (
+    ModelAlias,
+    ModelSource,
+    ModelVersion,
+    check_family,
+    is_family,
+    parse_model_name,
+)
 
 MANIFEST_NAME = "manifest.json"
 WEIGHTS_NAME = "andon_weights.json"  # written beside the weights by loading.save_model; holds their digest
@@ -143,13 +150,7 @@ class ModelStore:
             return [self._read_version(ModelVersion(family, number)) for number in self._numbers(family)]
         if not self.root.is_dir():
             return []
-        families = sorted(
-            path.name
-            for path in self.root.iterdir()
-            if path.is_dir()
-            and path.name not in ("aliases", "reservations")
-            and not path.name.startswith(".")
-        )
+        families = sorted(path.name for path in self.root.iterdir() if path.is_dir() and is_family(path.name))
         return [stored for name in families for stored in self.list(name)]
 
     def aliases(self) -> dict[str, ModelVersion]:

@@ -8,6 +8,7 @@ can end a response or forge a prompt from inside a document.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -119,8 +120,9 @@ class TextCodec:
         """
         if self.pad_token_id is not None and self.pad_token_id != self.eos_token_id:
             return self
-        self.tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
-        return TextCodec(self.tokenizer, self.template)
+        tokenizer = copy.deepcopy(self.tokenizer)
+        tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+        return TextCodec(tokenizer, self.template)
 
     def _plain_ids(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(

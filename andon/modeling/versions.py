@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from andon.errors import InvalidArgumentError
 
+RESERVED_FOLDERS = frozenset({"aliases", "reservations"})  # the store's own, beside the families
 _FAMILY = r"[a-z][a-z0-9_-]{0,63}"
 _VERSION_NAME = re.compile(rf"({_FAMILY})/0*([0-9]{{1,12}})")
 _ALIAS_NAME = re.compile(rf"({_FAMILY})@([a-z0-9][a-z0-9_.-]{{0,63}})")
@@ -88,9 +89,14 @@ def parse_model_name(name: str) -> ModelName:
     return ModelSource(name)
 
 
+def is_family(name: str) -> bool:
+    """Whether ``name`` may be the name of a family."""
+    return re.fullmatch(_FAMILY, name) is not None and name not in RESERVED_FOLDERS
+
+
 def check_family(family: str) -> str:
     """Return ``family`` when it may be the name of a family; raise INVALID_MODEL_NAME otherwise."""
-    if not re.fullmatch(_FAMILY, family):
+    if not is_family(family):
         raise InvalidArgumentError(
             f"{family!r} cannot name a family: lower-case letters, digits, '_' and '-' only, a letter first",
             reason="INVALID_MODEL_NAME",

@@ -109,6 +109,13 @@ def test_models_from_outside_pass_through(store: ModelStore) -> None:
     )
 
 
+def test_other_folders_in_the_store_are_no_families(store: ModelStore) -> None:
+    assert store.list() == []
+    stored = store.publish("sft", weights(), manifest=DRAFT)
+    (store.root / "Backup of sft").mkdir()
+    assert store.list() == [stored]
+
+
 def test_aliases_move(store: ModelStore) -> None:
     store.publish("policy", weights(1), manifest=DRAFT)
     store.publish("policy", weights(2), manifest=DRAFT)

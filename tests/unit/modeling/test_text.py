@@ -128,7 +128,9 @@ def test_missing_special_tokens(codec: TextCodec) -> None:
         TextCodec(tokenizer(), PromptTemplate())
     assert caught.value.reason == "NO_EOS_TOKEN"
     for special in ({"eos_token": "<end>"}, {"eos_token": "<end>", "pad_token": "<end>"}):
-        padded = TextCodec(tokenizer(**special), PromptTemplate()).with_pad_token()
+        unpadded = TextCodec(tokenizer(**special), PromptTemplate())
+        padded = unpadded.with_pad_token()
+        assert (unpadded.vocab_size, len(unpadded.tokenizer)) == (3, 3)
         assert padded.pad_token_id == 3
         assert padded.vocab_size == 4
     assert codec.with_pad_token() is codec

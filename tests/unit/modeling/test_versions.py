@@ -31,7 +31,7 @@ def test_broken_names_are_refused(name: str) -> None:
     assert caught.value.reason == "INVALID_MODEL_NAME"
 
 
-@pytest.mark.parametrize("family", ["", "Policy", "../up", "a/b", "1st"])
+@pytest.mark.parametrize("family", ["", "Policy", "../up", "a/b", "1st", "aliases", "reservations"])
 def test_families_cannot_leave_the_store(family: str) -> None:
     with pytest.raises(InvalidArgumentError):
         check_family(family)
