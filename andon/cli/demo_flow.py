@@ -201,6 +201,9 @@ class DemoFlow:
             "base_model": str(sft),
             "comparisons": f"labeling:{self._batch('labels')}",
         }
+        detection = self._recipe.reward_model.get("token_detection")
+        if detection is not None:
+            config["token_detection"] = {"data": str(files["sft"].absolute()), **detection}
         return self._model_of(self._train("reward_model", config))
 
     def _train_policy(
