@@ -435,7 +435,7 @@ def test_sigterm_lets_a_running_call_answer_and_ends_with_code_0(gpt2):
     with process(f"--model={gpt2}", "--token-budget=64", "--drain-grace-s=60") as server:
         try:
             ready = server.stdout.readline()
-            assert ready.startswith("ANDON_READY "), ready
+            assert ready.startswith("ANDON_READY "), server.stderr.read()
             ports = json.loads(ready.removeprefix("ANDON_READY "))
             assert ports["service"] == "reference"
             items = random_items(seed=3, count=150)

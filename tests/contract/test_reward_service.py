@@ -449,7 +449,7 @@ def test_sigterm_lets_a_running_call_answer_and_ends_with_code_0(llama):
     ) as server:
         try:
             ready = server.stdout.readline()
-            assert ready.startswith("ANDON_READY "), ready
+            assert ready.startswith("ANDON_READY "), server.stderr.read()
             ports = json.loads(ready.removeprefix("ANDON_READY "))
             items = random_items(seed=3, count=150)
             with grpc.insecure_channel(f"127.0.0.1:{ports['port']}") as channel:
