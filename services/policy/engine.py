@@ -117,10 +117,12 @@ class Engine:
         Each inner sequence becomes one cohort: prompts of calls with equally many samples and tokens, prompts
         of one length next to each other.
         """
+        # All slots are taken before any is read: a sequence that ends with its first token gives its slot
+        # back at once, and a later cohort that took it would be dropped together with the ended one.
+        made = [self._make_cohort(starts) for starts in cohorts]
+        self._cohorts += made
         endings: list[Endings] = []
-        for starts in cohorts:
-            cohort = self._make_cohort(starts)
-            self._cohorts.append(cohort)
+        for cohort, starts in zip(made, cohorts, strict=True):
             for runs in self._plan_passes(cohort):
                 endings += self._read(cohort, runs, starts)
         return self._take_out(endings, batch_changed=True)

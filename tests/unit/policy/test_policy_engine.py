@@ -240,3 +240,17 @@ def test_logits_that_are_not_numbers_end_their_sample(load: Load) -> None:
         model.get_input_embeddings().weight[11] = torch.nan  # also a column of the tied head
     sequences = sample_all(make_engine(model), make_call([[4, 5, 6]], max_new_tokens=5))
     assert [sequence.is_finite for sequence in sequences] == [False]
+
+
+def test_calls_that_begin_together_survive_endings_at_the_first_token(load: Load) -> None:
+    """A sequence that ends while its cohort is read must not take one of the next cohort with it."""
+    brief = make_call(random_prompts((6, 6, 6), seed=1), call_id=1, max_new_tokens=1)
+    long = make_call(random_prompts((5, 9), seed=2), call_id=2, max_new_tokens=7)
+    sequences = sample_all(make_engine(load("llama")), brief, long)
+    assert [(sequence.call_id, len(sequence.token_ids)) for sequence in sequences] == [
+        (1, 1),
+        (1, 1),
+        (1, 1),
+        (2, 7),
+        (2, 7),
+    ]
