@@ -36,12 +36,10 @@ def build_tasks(
             for sample in drawn.samples
             if sample.text.strip()
         ]
-        reference = CandidateRecord(text=record.summaries[0], source="reference")
         if recipe.with_reference:
-            candidates.append(reference)
-        if corpus.posts is not None and recipe.edits:
-            originals = [reference] if recipe.edit_source == "reference" else candidates
-            candidates += _spoiled(corpus, record, originals, recipe, seed)
+            candidates.append(CandidateRecord(text=record.summaries[0], source="reference"))
+        if candidates:
+            candidates += _spoiled(corpus, record, candidates, recipe, seed)
         distinct = list({candidate.text: candidate for candidate in candidates}.values())[:MAX_CANDIDATES]
         if len(distinct) >= 2:
             tasks.append(
@@ -62,18 +60,11 @@ def _spoiled(
     recipe: LabelingRecipe,
     seed: int,
 ) -> list[CandidateRecord]:
-    """Up to ``recipe.edits`` spoiled copies, each of another kind that its original offers a place for."""
+    """Copies of one of the originals, each spoiled in one way; fewer where it offers no place for an edit."""
     posts = corpus.posts_of([record])
-    if not posts or not originals:
+    if not posts or not recipe.edits:
         return []
     rng = random.Random(f"andon-demo-edits/{seed}/{record.document_id}")
-    kinds = [Edit(kind) for kind in recipe.edit_kinds]
-    rng.shuffle(kinds)
-    copies: list[CandidateRecord] = []
-    for kind in kinds:
-        if len(copies) == recipe.edits:
-            break
-        text = edit_summary(posts[0], rng.choice(originals).text, kind, seed)
-        if text is not None:
-            copies.append(CandidateRecord(text=text, source="edit"))
-    return copies
+    original = rng.choice(originals)
+    texts = [edit_summary(posts[0], original.text, Edit(rng.choice(kinds)), seed) for kinds in recipe.edits]
+    return [CandidateRecord(text=text, source="edit") for text in texts if text is not None]

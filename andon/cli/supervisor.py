@@ -156,7 +156,7 @@ class Supervisor:
     ) -> None:
         self.stop()
 
-    def start(self, *, timeout_s: float = 180.0, give_up: threading.Event | None = None) -> None:
+    def start(self, *, timeout_s: float = 300.0, give_up: threading.Event | None = None) -> None:
         """Starts all services and returns when all are healthy and their addresses are recorded.
 
         Raises FailedPreconditionError HOME_IN_USE or PORT_IN_USE, UnavailableError SERVICE_NOT_STARTED with

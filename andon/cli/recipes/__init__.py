@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from andon.cli.settings import read_settings
 from andon.errors import InvalidArgumentError
 
+EditKind = Literal["drop", "swap", "repeat", "ramble"]
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -49,14 +51,8 @@ class LabelingRecipe(_Section):
     """Of these samples."""
     with_reference: bool = False
     """Puts the reference summary among the candidates."""
-    edits: int = Field(default=0, ge=0, le=4)
-    """Spoiled copies of one candidate per document (a fact dropped, a fact swapped, ...); built-in posts
-    only.
-    """
-    edit_kinds: tuple[str, ...] = ("swap", "drop", "repeat", "ramble")
-    """The kinds that are drawn from."""
-    edit_source: Literal["sample", "reference"] = "sample"
-    """Which candidate is spoiled."""
+    edits: tuple[tuple[EditKind, ...], ...] = ()
+    """Spoiled copies of one candidate: one for each entry, of a kind drawn from it; built-in posts only."""
     overlap: int = Field(default=1, ge=1, le=100)
     """Labelers per task."""
     test_overlap: int = Field(default=2, ge=2, le=100)
