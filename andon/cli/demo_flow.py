@@ -114,9 +114,16 @@ class DemoFlow:
             self._serve("policy", sft)
             self._serve("reference", sft)
         with self.phase("samples"):
-            self._submit(corpus, corpus.labeled, sft, self._batch("labels"), self._recipe.labeling.overlap)
+            labeling = self._recipe.labeling
+            self._submit(corpus, corpus.labeled, sft, "labels", overlap=labeling.overlap, with_edits=True)
+            # Held out are comparisons of what policies write; the edits have a test of their own.
             self._submit(
-                corpus, corpus.reward_test, sft, self._batch("held-out"), self._recipe.labeling.test_overlap
+                corpus,
+                corpus.reward_test,
+                sft,
+                "held-out",
+                overlap=labeling.test_overlap,
+                with_edits=False,
             )
         with self.phase("labels"):
             self._label(corpus, self._batch("labels"))
@@ -166,6 +173,7 @@ class DemoFlow:
             TimeElapsedColumn(),
             console=self._console,
             transient=True,
+            disable=not self._console.is_terminal,  # a bar in a file is only noise
         ) as progress:
             task = progress.add_task(title, total=total)
             yield lambda count: progress.advance(task, count)
@@ -277,10 +285,13 @@ class DemoFlow:
         corpus: DemoCorpus,
         documents: tuple[DocumentRecord, ...],
         sft: ModelVersion,
-        batch: str,
+        name: str,
+        *,
         overlap: int,
+        with_edits: bool,
     ) -> None:
         """Samples candidates and hands them in, once: a batch that is there already is left alone."""
+        batch = self._batch(name)
         if self.state.results.get(f"submitted {batch}"):
             return
         labeling = self._recipe.labeling
@@ -297,7 +308,15 @@ class DemoFlow:
                     sft, [record.document for record in documents], parameters, advance
                 )
             samples = [result for answer in answers for result in answer.results]
-        tasks = build_tasks(corpus, documents, samples, labeling, overlap=overlap, seed=self.request.seed)
+        tasks = build_tasks(
+            corpus,
+            documents,
+            samples,
+            labeling,
+            overlap=overlap,
+            seed=self.request.seed,
+            with_edits=with_edits,
+        )
         request_id = f"{self.state.demo_id}-{batch}"
         patiently(
             lambda: self.labeling.submit_tasks(tasks, batch=batch, request_id=request_id, wait_for_ready=True)

@@ -185,7 +185,8 @@ def print_report(report: Report, console: Console) -> None:
         rows += [
             (
                 "reward model on held-out comparisons",
-                f"{judged.accuracy:.1%} ({judged.accuracy_low:.1%} to {judged.accuracy_high:.1%}, n={judged.n})",
+                f"{judged.accuracy:.1%} ({judged.accuracy_low:.1%} to {judged.accuracy_high:.1%}, "
+                f"n={judged.n})",
             ),
             ("the longer one wins, on the same", f"{judged.longer_wins_accuracy:.1%}"),
         ]

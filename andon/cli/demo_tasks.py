@@ -27,6 +27,7 @@ def build_tasks(
     *,
     overlap: int,
     seed: int,
+    with_edits: bool,
 ) -> list[TaskDraft]:
     """One task per document that has at least two different candidates."""
     tasks: list[TaskDraft] = []
@@ -38,7 +39,7 @@ def build_tasks(
         ]
         if recipe.with_reference:
             candidates.append(CandidateRecord(text=record.summaries[0], source="reference"))
-        if candidates:
+        if with_edits and candidates:
             candidates += _spoiled(corpus, record, candidates, recipe, seed)
         distinct = list({candidate.text: candidate for candidate in candidates}.values())[:MAX_CANDIDATES]
         if len(distinct) >= 2:

@@ -83,6 +83,7 @@ def evaluate(
             TimeElapsedColumn(),
             console=console,
             transient=True,
+            disable=not console.is_terminal,
         ) as progress,
     ):
         bar = progress.add_task("summaries", total=max(1, len(request.model_names)) * len(documents))

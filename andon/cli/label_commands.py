@@ -231,13 +231,15 @@ def _candidate(value: Any) -> CandidateRecord:  # whatever a line of JSON holds
 
 @contextmanager
 def _bar(title: str, total: int) -> Iterator[tuple[Progress, Any]]:  # rich's task id is a private type
+    console = messages()
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        console=messages(),
+        console=console,
         transient=True,
+        disable=not console.is_terminal,  # a bar in a file is only noise
     ) as progress:
         yield progress, progress.add_task(title, total=total)
 
