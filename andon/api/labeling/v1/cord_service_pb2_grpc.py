@@ -67,7 +67,8 @@ class CordServiceServicer:
         """PullCord stops training. Pulling a pulled cord adds a further reason to the
         record. A repeated request_id returns the first answer.
 
-        INVALID_ARGUMENT: INVALID_ACTOR, EMPTY_REASON, INVALID_REQUEST_ID.
+        INVALID_ARGUMENT: INVALID_ACTOR, EMPTY_REASON, INVALID_REQUEST_ID,
+        INVALID_TEXT, TEXT_TOO_LONG.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -76,7 +77,8 @@ class CordServiceServicer:
     def ReleaseCord(self, request, context):
         """ReleaseCord lets training go on.
 
-        INVALID_ARGUMENT: INVALID_ACTOR, EMPTY_REASON, INVALID_REQUEST_ID.
+        INVALID_ARGUMENT: INVALID_ACTOR, EMPTY_REASON, INVALID_REQUEST_ID,
+        INVALID_TEXT, TEXT_TOO_LONG.
         FAILED_PRECONDITION: CORD_NOT_PULLED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

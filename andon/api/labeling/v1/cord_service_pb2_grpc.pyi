@@ -39,12 +39,14 @@ class CordServiceStub:
     """PullCord stops training. Pulling a pulled cord adds a further reason to the
     record. A repeated request_id returns the first answer.
 
-    INVALID_ARGUMENT: INVALID_ACTOR, EMPTY_REASON, INVALID_REQUEST_ID.
+    INVALID_ARGUMENT: INVALID_ACTOR, EMPTY_REASON, INVALID_REQUEST_ID,
+    INVALID_TEXT, TEXT_TOO_LONG.
     """
     ReleaseCord: _grpc.UnaryUnaryMultiCallable[_cord_service_pb2.ReleaseCordRequest, _cord_service_pb2.ReleaseCordResponse]
     """ReleaseCord lets training go on.
 
-    INVALID_ARGUMENT: INVALID_ACTOR, EMPTY_REASON, INVALID_REQUEST_ID.
+    INVALID_ARGUMENT: INVALID_ACTOR, EMPTY_REASON, INVALID_REQUEST_ID,
+    INVALID_TEXT, TEXT_TOO_LONG.
     FAILED_PRECONDITION: CORD_NOT_PULLED.
     """
     WatchCord: _grpc.UnaryStreamMultiCallable[_cord_service_pb2.WatchCordRequest, _cord_service_pb2.WatchCordResponse]
@@ -65,12 +67,14 @@ class CordServiceAsyncStub(CordServiceStub):
     """PullCord stops training. Pulling a pulled cord adds a further reason to the
     record. A repeated request_id returns the first answer.
 
-    INVALID_ARGUMENT: INVALID_ACTOR, EMPTY_REASON, INVALID_REQUEST_ID.
+    INVALID_ARGUMENT: INVALID_ACTOR, EMPTY_REASON, INVALID_REQUEST_ID,
+    INVALID_TEXT, TEXT_TOO_LONG.
     """
     ReleaseCord: _aio.UnaryUnaryMultiCallable[_cord_service_pb2.ReleaseCordRequest, _cord_service_pb2.ReleaseCordResponse]  # type: ignore[assignment]
     """ReleaseCord lets training go on.
 
-    INVALID_ARGUMENT: INVALID_ACTOR, EMPTY_REASON, INVALID_REQUEST_ID.
+    INVALID_ARGUMENT: INVALID_ACTOR, EMPTY_REASON, INVALID_REQUEST_ID,
+    INVALID_TEXT, TEXT_TOO_LONG.
     FAILED_PRECONDITION: CORD_NOT_PULLED.
     """
     WatchCord: _aio.UnaryStreamMultiCallable[_cord_service_pb2.WatchCordRequest, _cord_service_pb2.WatchCordResponse]  # type: ignore[assignment]
@@ -94,7 +98,8 @@ class CordServiceServicer(metaclass=_abc_1.ABCMeta):
         """PullCord stops training. Pulling a pulled cord adds a further reason to the
         record. A repeated request_id returns the first answer.
 
-        INVALID_ARGUMENT: INVALID_ACTOR, EMPTY_REASON, INVALID_REQUEST_ID.
+        INVALID_ARGUMENT: INVALID_ACTOR, EMPTY_REASON, INVALID_REQUEST_ID,
+        INVALID_TEXT, TEXT_TOO_LONG.
         """
 
     @_abc_1.abstractmethod
@@ -105,7 +110,8 @@ class CordServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_cord_service_pb2.ReleaseCordResponse, _abc.Awaitable[_cord_service_pb2.ReleaseCordResponse]]:
         """ReleaseCord lets training go on.
 
-        INVALID_ARGUMENT: INVALID_ACTOR, EMPTY_REASON, INVALID_REQUEST_ID.
+        INVALID_ARGUMENT: INVALID_ACTOR, EMPTY_REASON, INVALID_REQUEST_ID,
+        INVALID_TEXT, TEXT_TOO_LONG.
         FAILED_PRECONDITION: CORD_NOT_PULLED.
         """
 

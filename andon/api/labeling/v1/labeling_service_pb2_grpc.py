@@ -28,6 +28,10 @@ if _version_not_supported:
 class LabelingServiceStub:
     """LabelingService takes tasks in, hands them to labelers and gives comparisons
     out. What it has acknowledged is on disk.
+
+    Any call may answer RESOURCE_EXHAUSTED QUEUE_FULL or UNAVAILABLE
+    DATABASE_UNAVAILABLE (nothing was recorded; repeat) and, while the service
+    stops, UNAVAILABLE DRAINING.
     """
 
     def __init__(self, channel):
@@ -66,6 +70,10 @@ class LabelingServiceStub:
 class LabelingServiceServicer:
     """LabelingService takes tasks in, hands them to labelers and gives comparisons
     out. What it has acknowledged is on disk.
+
+    Any call may answer RESOURCE_EXHAUSTED QUEUE_FULL or UNAVAILABLE
+    DATABASE_UNAVAILABLE (nothing was recorded; repeat) and, while the service
+    stops, UNAVAILABLE DRAINING.
     """
 
     def SubmitTasks(self, request, context):
@@ -74,7 +82,8 @@ class LabelingServiceServicer:
 
         INVALID_ARGUMENT: EMPTY_REQUEST, EMPTY_DOCUMENT, EMPTY_CANDIDATE,
         CANDIDATE_COUNT, INVALID_OVERLAP, INVALID_REQUEST_ID, INVALID_BATCH,
-        TEXT_TOO_LONG. ALREADY_EXISTS: REQUEST_ID_REUSED.
+        INVALID_POLICY_VERSION, INVALID_TEXT (U+0000), TEXT_TOO_LONG,
+        TOO_MANY_TASKS. ALREADY_EXISTS: REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -95,7 +104,8 @@ class LabelingServiceServicer:
         """SubmitAnswers records answers to leased tasks, all or none. A repeated
         request_id with the same content returns the first answer.
 
-        INVALID_ARGUMENT: EMPTY_REQUEST, INVALID_ANSWER, INVALID_REQUEST_ID.
+        INVALID_ARGUMENT: EMPTY_REQUEST, INVALID_ANSWER, INVALID_REQUEST_ID,
+        TOO_MANY_ANSWERS.
         NOT_FOUND: LEASE_NOT_FOUND. FAILED_PRECONDITION: LEASE_EXPIRED,
         LEASE_ALREADY_ANSWERED. PERMISSION_DENIED: LEASE_OF_ANOTHER_LABELER.
         ALREADY_EXISTS: REQUEST_ID_REUSED.
@@ -160,6 +170,10 @@ def add_LabelingServiceServicer_to_server(servicer, server):
 class LabelingService:
     """LabelingService takes tasks in, hands them to labelers and gives comparisons
     out. What it has acknowledged is on disk.
+
+    Any call may answer RESOURCE_EXHAUSTED QUEUE_FULL or UNAVAILABLE
+    DATABASE_UNAVAILABLE (nothing was recorded; repeat) and, while the service
+    stops, UNAVAILABLE DRAINING.
     """
 
     @staticmethod

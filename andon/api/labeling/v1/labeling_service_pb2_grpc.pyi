@@ -29,6 +29,10 @@ GRPC_VERSION: str
 class LabelingServiceStub:
     """LabelingService takes tasks in, hands them to labelers and gives comparisons
     out. What it has acknowledged is on disk.
+
+    Any call may answer RESOURCE_EXHAUSTED QUEUE_FULL or UNAVAILABLE
+    DATABASE_UNAVAILABLE (nothing was recorded; repeat) and, while the service
+    stops, UNAVAILABLE DRAINING.
     """
 
     @_typing.overload
@@ -41,7 +45,8 @@ class LabelingServiceStub:
 
     INVALID_ARGUMENT: EMPTY_REQUEST, EMPTY_DOCUMENT, EMPTY_CANDIDATE,
     CANDIDATE_COUNT, INVALID_OVERLAP, INVALID_REQUEST_ID, INVALID_BATCH,
-    TEXT_TOO_LONG. ALREADY_EXISTS: REQUEST_ID_REUSED.
+    INVALID_POLICY_VERSION, INVALID_TEXT (U+0000), TEXT_TOO_LONG,
+    TOO_MANY_TASKS. ALREADY_EXISTS: REQUEST_ID_REUSED.
     """
     LeaseTasks: _grpc.UnaryUnaryMultiCallable[_labeling_service_pb2.LeaseTasksRequest, _labeling_service_pb2.LeaseTasksResponse]
     """LeaseTasks gives a labeler tasks that are theirs until the lease expires.
@@ -54,7 +59,8 @@ class LabelingServiceStub:
     """SubmitAnswers records answers to leased tasks, all or none. A repeated
     request_id with the same content returns the first answer.
 
-    INVALID_ARGUMENT: EMPTY_REQUEST, INVALID_ANSWER, INVALID_REQUEST_ID.
+    INVALID_ARGUMENT: EMPTY_REQUEST, INVALID_ANSWER, INVALID_REQUEST_ID,
+    TOO_MANY_ANSWERS.
     NOT_FOUND: LEASE_NOT_FOUND. FAILED_PRECONDITION: LEASE_EXPIRED,
     LEASE_ALREADY_ANSWERED. PERMISSION_DENIED: LEASE_OF_ANOTHER_LABELER.
     ALREADY_EXISTS: REQUEST_ID_REUSED.
@@ -72,6 +78,10 @@ class LabelingServiceStub:
 class LabelingServiceAsyncStub(LabelingServiceStub):
     """LabelingService takes tasks in, hands them to labelers and gives comparisons
     out. What it has acknowledged is on disk.
+
+    Any call may answer RESOURCE_EXHAUSTED QUEUE_FULL or UNAVAILABLE
+    DATABASE_UNAVAILABLE (nothing was recorded; repeat) and, while the service
+    stops, UNAVAILABLE DRAINING.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -81,7 +91,8 @@ class LabelingServiceAsyncStub(LabelingServiceStub):
 
     INVALID_ARGUMENT: EMPTY_REQUEST, EMPTY_DOCUMENT, EMPTY_CANDIDATE,
     CANDIDATE_COUNT, INVALID_OVERLAP, INVALID_REQUEST_ID, INVALID_BATCH,
-    TEXT_TOO_LONG. ALREADY_EXISTS: REQUEST_ID_REUSED.
+    INVALID_POLICY_VERSION, INVALID_TEXT (U+0000), TEXT_TOO_LONG,
+    TOO_MANY_TASKS. ALREADY_EXISTS: REQUEST_ID_REUSED.
     """
     LeaseTasks: _aio.UnaryUnaryMultiCallable[_labeling_service_pb2.LeaseTasksRequest, _labeling_service_pb2.LeaseTasksResponse]  # type: ignore[assignment]
     """LeaseTasks gives a labeler tasks that are theirs until the lease expires.
@@ -94,7 +105,8 @@ class LabelingServiceAsyncStub(LabelingServiceStub):
     """SubmitAnswers records answers to leased tasks, all or none. A repeated
     request_id with the same content returns the first answer.
 
-    INVALID_ARGUMENT: EMPTY_REQUEST, INVALID_ANSWER, INVALID_REQUEST_ID.
+    INVALID_ARGUMENT: EMPTY_REQUEST, INVALID_ANSWER, INVALID_REQUEST_ID,
+    TOO_MANY_ANSWERS.
     NOT_FOUND: LEASE_NOT_FOUND. FAILED_PRECONDITION: LEASE_EXPIRED,
     LEASE_ALREADY_ANSWERED. PERMISSION_DENIED: LEASE_OF_ANOTHER_LABELER.
     ALREADY_EXISTS: REQUEST_ID_REUSED.
@@ -111,6 +123,10 @@ class LabelingServiceAsyncStub(LabelingServiceStub):
 class LabelingServiceServicer(metaclass=_abc_1.ABCMeta):
     """LabelingService takes tasks in, hands them to labelers and gives comparisons
     out. What it has acknowledged is on disk.
+
+    Any call may answer RESOURCE_EXHAUSTED QUEUE_FULL or UNAVAILABLE
+    DATABASE_UNAVAILABLE (nothing was recorded; repeat) and, while the service
+    stops, UNAVAILABLE DRAINING.
     """
 
     @_abc_1.abstractmethod
@@ -124,7 +140,8 @@ class LabelingServiceServicer(metaclass=_abc_1.ABCMeta):
 
         INVALID_ARGUMENT: EMPTY_REQUEST, EMPTY_DOCUMENT, EMPTY_CANDIDATE,
         CANDIDATE_COUNT, INVALID_OVERLAP, INVALID_REQUEST_ID, INVALID_BATCH,
-        TEXT_TOO_LONG. ALREADY_EXISTS: REQUEST_ID_REUSED.
+        INVALID_POLICY_VERSION, INVALID_TEXT (U+0000), TEXT_TOO_LONG,
+        TOO_MANY_TASKS. ALREADY_EXISTS: REQUEST_ID_REUSED.
         """
 
     @_abc_1.abstractmethod
@@ -149,7 +166,8 @@ class LabelingServiceServicer(metaclass=_abc_1.ABCMeta):
         """SubmitAnswers records answers to leased tasks, all or none. A repeated
         request_id with the same content returns the first answer.
 
-        INVALID_ARGUMENT: EMPTY_REQUEST, INVALID_ANSWER, INVALID_REQUEST_ID.
+        INVALID_ARGUMENT: EMPTY_REQUEST, INVALID_ANSWER, INVALID_REQUEST_ID,
+        TOO_MANY_ANSWERS.
         NOT_FOUND: LEASE_NOT_FOUND. FAILED_PRECONDITION: LEASE_EXPIRED,
         LEASE_ALREADY_ANSWERED. PERMISSION_DENIED: LEASE_OF_ANOTHER_LABELER.
         ALREADY_EXISTS: REQUEST_ID_REUSED.
