@@ -33,7 +33,7 @@ def _slot(name: str, weight: float, words: str) -> Slot:
     for entry in words.split():
         value, *others = entry.split("/")
         values.append(value)
-        synonyms.update({other: value for other in others})
+        synonyms.update(dict.fromkeys(others, value))
     return Slot(name=name, values=tuple(values), synonyms=MappingProxyType(synonyms), weight=weight)
 
 
@@ -53,8 +53,8 @@ SLOTS: tuple[Slot, ...] = (
     _slot(
         "object",
         0.14,
-        "lamp bicycle/bike piano camera laptop guitar suitcase ladder teapot carpet mirror sofa kettle umbrella "
-        "phone telescope tent drill scarf violin wallet necklace printer rug drone vase blanket helmet",
+        "lamp bicycle/bike piano camera laptop guitar suitcase ladder teapot carpet mirror sofa kettle "
+        "umbrella phone telescope tent drill scarf violin wallet necklace printer rug drone vase blanket helmet",
     ),
     _slot(
         "where",
@@ -65,7 +65,8 @@ SLOTS: tuple[Slot, ...] = (
     _slot(
         "when",
         0.10,
-        "monday tuesday wednesday thursday friday saturday sunday christmas easter midsummer halloween newyear",
+        "monday tuesday wednesday thursday friday saturday sunday christmas easter midsummer halloween "
+        "newyear",
     ),
     _slot(
         "cause",
@@ -82,8 +83,8 @@ SLOTS: tuple[Slot, ...] = (
     _slot(
         "question",
         0.10,
-        "apologise sue leave complain forgive pay resign wait confess celebrate insist negotiate report refuse "
-        "relax emigrate",
+        "apologise sue leave complain forgive pay resign wait confess celebrate insist negotiate report "
+        "refuse relax emigrate",
     ),
 )
 
