@@ -54,7 +54,8 @@ SLOTS: tuple[Slot, ...] = (
         "object",
         0.14,
         "lamp bicycle/bike piano camera laptop guitar suitcase ladder teapot carpet mirror sofa kettle "
-        "umbrella phone telescope tent drill scarf violin wallet necklace printer rug drone vase blanket helmet",
+        "umbrella phone telescope tent drill scarf violin wallet necklace printer rug drone vase blanket "
+        "helmet",
     ),
     _slot(
         "where",

@@ -162,6 +162,7 @@ def test_every_fact_word_is_credited_where_it_is_right() -> None:
         )
         text = (
             f"my {facts['who']} {facts['act']} my {facts['object']} in the {facts['where']} "
-            f"on {facts['when']} because of the {facts['cause']} . i feel {facts['outcome']} . should i {facts['question']} ?"
+            f"on {facts['when']} because of the {facts['cause']} . i feel {facts['outcome']} . "
+            f"should i {facts['question']} ?"
         )
         assert JUDGE.score(post, text.replace(f" {value} ", f" {word} ")).total == pytest.approx(1.0)
