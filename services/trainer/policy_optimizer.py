@@ -24,6 +24,7 @@ from services.trainer.actor_critic import ActorCritic
 from services.trainer.errors import NotFiniteError
 from services.trainer.experience import Experience
 from services.trainer.ppo.losses import policy_loss, value_loss
+from services.trainer.ppo.noise_scale import NoiseScaleAverage, noise_scale
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +55,7 @@ class UpdateProgress:
     entropy_tokens: int = 0
     sampler_logprob_max_error: float = 0.0  # |log pi_trainer - log pi_sampler| before the first step
     sampler_logprob_mean_error: float = 0.0
+    gradient_noise_scale: float | None = None  # episodes, averaged over updates; None while it has no sense
 
     def to_state(self) -> dict[str, Any]:
         """For a checkpoint."""
@@ -63,6 +65,8 @@ class UpdateProgress:
         """Means over the update's optimizer steps."""
         names = self.step_metrics[0] if self.step_metrics else {}
         means = {name: _mean([step[name] for step in self.step_metrics]) for name in names}
+        if self.gradient_noise_scale is not None:
+            means["gradient_noise_scale_episodes"] = self.gradient_noise_scale
         return means | {
             "entropy_nats": self.entropy_nats_sum / max(self.entropy_tokens, 1),
             "sampler_logprob_max_error": self.sampler_logprob_max_error,
@@ -89,6 +93,7 @@ class PolicyOptimizer:
             eps=settings.adam_eps,
             fused=True,
         )
+        self._noise = NoiseScaleAverage()
 
     def update(
         self,
@@ -115,12 +120,19 @@ class PolicyOptimizer:
             between_steps()
 
     def state(self) -> dict[str, Any]:
-        """Adam's memory, for a checkpoint."""
-        return self._optimizer.state_dict()
+        """What the coming updates depend on, for a checkpoint."""
+        return {
+            "adam": self._optimizer.state_dict(),
+            "gradient_sq_norm": self._noise.gradient_sq_norm,
+            "noise_trace": self._noise.noise_trace,
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up what ``state`` gave."""
-        self._optimizer.load_state_dict(state)
+        self._optimizer.load_state_dict(state["adam"])
+        self._noise = NoiseScaleAverage(
+            gradient_sq_norm=state["gradient_sq_norm"], noise_trace=state["noise_trace"]
+        )
 
     def _minibatches(self, experience: Experience, update: int) -> list[list[int]]:
         """The prompts of every step of the update, in order."""
@@ -143,24 +155,59 @@ class PolicyOptimizer:
         in_first_epoch = progress.steps_done < min(settings.minibatches, len(groups))
         sums: dict[str, float] = {}
         mismatches: list[Tensor] = []
-        for piece in plan_batches([groups[prompt] for prompt in prompts], settings.token_budget):
-            chosen = [prompts[index] for index in piece]
-            part = slices.of(chosen)
-            statistics, values = self._actor_critic.statistics_and_values(
-                part.batch, temperature=settings.temperature, entropy=in_first_epoch
+        halves = [prompts]
+        if progress.steps_done == 0 and len(prompts) > 1:
+            # The first half's gradient beside the whole one's tells how noisy gradients are.
+            halves = [prompts[: len(prompts) // 2], prompts[len(prompts) // 2 :]]
+        sq_norm_of_first_half = 0.0
+        for half in halves:
+            for piece in plan_batches([groups[prompt] for prompt in half], settings.token_budget):
+                part = slices.of([half[index] for index in piece])
+                statistics, values = self._actor_critic.statistics_and_values(
+                    part.batch, temperature=settings.temperature, entropy=in_first_epoch
+                )
+                if progress.steps_done == 0:
+                    mismatches.append((statistics.logprobs.detach() - part.behaviour_logprobs).abs())
+                if statistics.entropies is not None:
+                    progress.entropy_nats_sum += float(statistics.entropies.detach().sum())
+                    progress.entropy_tokens += len(statistics.entropies)
+                for name, value in self._backward(part, statistics, values, num_tokens).items():
+                    sums[name] = sums.get(name, 0.0) + value
+            if half is halves[0] and len(halves) == 2:
+                share = slices.count_tokens(half) / num_tokens
+                sq_norm_of_first_half = self._policy_sq_norm() / share**2
+        if len(halves) == 2:
+            progress.gradient_noise_scale = self._observe_noise(
+                sq_norm_of_first_half,
+                small=sum(len(groups[prompt].responses) for prompt in halves[0]),
+                big=sum(len(groups[prompt].responses) for prompt in prompts),
             )
-            if progress.steps_done == 0:
-                mismatches.append((statistics.logprobs.detach() - part.behaviour_logprobs).abs())
-            if statistics.entropies is not None:
-                progress.entropy_nats_sum += float(statistics.entropies.detach().sum())
-                progress.entropy_tokens += len(statistics.entropies)
-            for name, value in self._backward(part, statistics, values, num_tokens).items():
-                sums[name] = sums.get(name, 0.0) + value
         if mismatches:
             mismatch = torch.cat(mismatches)
             progress.sampler_logprob_max_error = float(mismatch.max())
             progress.sampler_logprob_mean_error = float(mismatch.mean())
         return sums | self._apply_gradients(update)
+
+    def _policy_sq_norm(self) -> float:
+        """Squared norm of the gradients that the policy has gathered."""
+        gradients = [
+            parameter.grad
+            for part in self._parts
+            if part.is_policy
+            for parameter in part.parameters
+            if parameter.grad is not None
+        ]
+        return float(nn.utils.get_total_norm(gradients)) ** 2
+
+    def _observe_noise(self, sq_norm_small: float, *, small: int, big: int) -> float | None:
+        """The noise scale with this update counted in; None unless both its parts are positive."""
+        observed = noise_scale(
+            sq_norm_small=sq_norm_small, sq_norm_big=self._policy_sq_norm(), small=small, big=big
+        )
+        self._noise = self._noise.after(observed)
+        if self._noise.gradient_sq_norm > 0 and self._noise.noise_trace > 0:
+            return self._noise.batch_size
+        return None
 
     def _backward(
         self, part: ExperienceSlice, statistics: ResponseStatistics, values: Tensor, num_tokens: int

@@ -15,7 +15,12 @@ from andon.modeling.text import TextCodec, word_level_codec
 from andon.modeling.versions import ModelVersion
 from services.trainer.actor_critic import ActorCritic, SeparateValueNetwork, SharedValueHead
 from services.trainer.experience import Experience
-from services.trainer.policy_optimizer import OptimizerSettings, PolicyOptimizer, UpdateProgress
+from services.trainer.policy_optimizer import (
+    ExperienceSlices,
+    OptimizerSettings,
+    PolicyOptimizer,
+    UpdateProgress,
+)
 from services.trainer.rollout import Responses, Rollout
 
 TEMPERATURE = 0.8
@@ -234,3 +239,35 @@ def test_values_are_on_the_scale_of_the_normalised_reward(policy: PreTrainedMode
     with torch.no_grad():
         values = critic.values(pack(groups))
     assert values.tolist() == pytest.approx([5.0] * len(values))
+
+
+def test_the_noise_scale_is_that_of_the_halves_own_gradients(policy: PreTrainedModel) -> None:
+    """Against the gradients of the first half and of the whole minibatch, each taken by itself (M18, A.1)."""
+    experience = experience_of(policy)
+    experience.advantages.add_(1.0)  # something that all responses agree on: a signal beside the noise
+    chosen = settings(value_coefficient=1e-12)
+    order = list(range(len(experience.rollout.responses.groups)))
+    random.Random(f"{chosen.seed}/1/0").shuffle(order)
+    slices = ExperienceSlices(experience, device="cpu")
+
+    def mean_gradient(prompts: list[int]) -> torch.Tensor:
+        fresh = actor_critic_of(policy)
+        part = slices.of(prompts)
+        statistics, _ = fresh.statistics_and_values(part.batch, temperature=TEMPERATURE, entropy=False)
+        # Before the first step the ratio is 1 and its gradient is that of the log-probability.
+        (-(statistics.logprobs * part.advantages).mean()).backward()
+        gradients = [parameter.grad for parameter in fresh.parts[0].parameters]
+        return torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
+
+    half = order[: len(order) // 2]
+    responses = experience.rollout.responses.groups
+    small = sum(len(responses[prompt].responses) for prompt in half)
+    big = sum(len(responses[prompt].responses) for prompt in order)
+    small_sq, big_sq = (float(mean_gradient(prompts).norm()) ** 2 for prompts in (half, order))
+    signal = (big * big_sq - small * small_sq) / (big - small)
+    noise = (small_sq - big_sq) / (1 / small - 1 / big)
+
+    measured = train(actor_critic_of(policy), experience, chosen).gradient_noise_scale
+    assert signal > 0
+    assert noise > 0
+    assert measured == pytest.approx(noise / signal, rel=1e-3)
