@@ -120,15 +120,24 @@ def _split(source: str) -> tuple[list[DocumentRecord], list[DocumentRecord]]:
         raise InvalidArgumentError(
             f"{source}: the demo takes a whole source and chooses the splits itself", reason="INVALID_SOURCE"
         )
-    try:
-        train, held_out = load_documents(f"{source}#train"), load_documents(f"{source}#validation")
-    except (SourceNotFoundError, OSError):
-        # No such splits: a single file, or a folder that names its files otherwise.
-        everything = load_documents(source)
-        held_out = [record for record in everything if _hash_byte(record.document) < HELD_OUT_SHARE_OF_256]
-        train = everything
+    train, held_out = _own_splits(source)
+    if not held_out:
+        train = load_documents(source)
+        held_out = [record for record in train if _hash_byte(record.document) < HELD_OUT_SHARE_OF_256]
     kept_out = _distinct(held_out, set())
     return _distinct(train, {record.document for record in kept_out}), kept_out
+
+
+def _own_splits(source: str) -> tuple[list[DocumentRecord], list[DocumentRecord]]:
+    """The splits that the source brings; nothing for a single file, or a folder that names its files
+    otherwise.
+    """
+    if Path(source).is_file():
+        return [], []
+    try:
+        return load_documents(f"{source}#train"), load_documents(f"{source}#validation")
+    except SourceNotFoundError:
+        return [], []
 
 
 def _distinct(documents: Sequence[DocumentRecord], excluded: set[str]) -> list[DocumentRecord]:

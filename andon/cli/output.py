@@ -7,6 +7,7 @@ a command streams). Errors become one line with their reason and, where one is k
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -55,7 +56,9 @@ def print_json(value: object, *, indent: int | None = 2) -> None:
 
 
 def plain(value: object) -> Any:  # JSON: a nested mixture of dicts, lists, text, numbers and None
-    """A value of ours as JSON types: dataclasses become objects, versions and paths text, NaN null."""
+    """A value of ours as JSON types: dataclasses become objects, versions and paths text; numbers that are
+    not finite, null.
+    """
     if isinstance(value, ModelVersion):
         return str(value)
     if isinstance(value, Enum):
@@ -70,7 +73,7 @@ def plain(value: object) -> Any:  # JSON: a nested mixture of dicts, lists, text
         return value.isoformat()
     if isinstance(value, Path):
         return str(value)
-    if isinstance(value, float) and value != value:
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
 
