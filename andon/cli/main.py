@@ -98,3 +98,7 @@ def main() -> None:
             )
         )
         sys.exit(EXIT_FAILED)
+
+
+if __name__ == "__main__":
+    main()

@@ -16,8 +16,15 @@ from andon.client.trainer import ModelPublished, Progress, RunEvent, RunState, S
 
 # What a person wants to see first, by stage; whatever else a stage reports is in the event stream.
 HEADLINE_METRICS: Mapping[str, Sequence[str]] = {
-    "sft": ("loss", "validation_loss", "learning_rate", "gradient_norm"),
-    "reward_model": ("loss", "accuracy", "validation_loss", "validation_accuracy", "learning_rate"),
+    "sft": ("loss_nats_per_token", "validation_loss_nats_per_token", "learning_rate", "tokens_per_s"),
+    "reward_model": (
+        "detection_accuracy",
+        "loss_nats",
+        "accuracy",
+        "validation_accuracy",
+        "longer_wins_accuracy",
+        "learning_rate",
+    ),
     "ppo": ("score_mean", "kl_nats", "entropy_nats", "response_tokens", "policy_loss", "value_loss", "beta"),
 }
 

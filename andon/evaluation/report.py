@@ -19,16 +19,31 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from andon.evaluation.plots import Panel, curve_panels, win_rate_bars
 from andon.evaluation.summary import Curve, Report
 
-_STAGE_TITLES = {"sft": "Supervised fine-tuning", "reward_model": "Reward model", "ppo": "PPO", "policy": "The policy over time"}
+_STAGE_TITLES = {
+    "sft": "Supervised fine-tuning",
+    "reward_model": "Reward model",
+    "ppo": "PPO",
+    "policy": "The policy over time",
+}
 
 # Metric names as the training stages report them.
 _PANELS: Mapping[str, Sequence[Panel]] = {
     "sft": (
-        Panel(title="loss", unit="nats per token", metrics=("loss_nats_per_token", "validation_loss_nats_per_token")),
+        Panel(
+            title="loss",
+            unit="nats per token",
+            metrics=("loss_nats_per_token", "validation_loss_nats_per_token"),
+        ),
         Panel(title="learning rate", unit="", metrics=("learning_rate",)),
         Panel(title="gradient norm", unit="", metrics=("gradient_norm",)),
     ),
     "reward_model": (
+        Panel(
+            title="exchanged words found, before labels",
+            unit="",
+            metrics=("detection_accuracy",),
+            percent=True,
+        ),
         Panel(title="loss", unit="nats per pair", metrics=("loss_nats", "validation_loss_nats")),
         Panel(title="accuracy", unit="", metrics=("accuracy", "validation_accuracy"), percent=True),
         Panel(title="gradient norm", unit="", metrics=("gradient_norm",)),
