@@ -66,8 +66,8 @@ _PANELS: Mapping[str, Sequence[Panel]] = {
         ),
         Panel(title="KL coefficient", unit="beta", metrics=("beta",)),
     ),
-    # Stored versions on fixed documents at temperature 0: when the first rises and the second falls, the policy
-    # has found what the reward model gets wrong.
+    # Stored versions on fixed documents at temperature 0: when the first rises and the second falls, the
+    # policy has found what the reward model gets wrong.
     "policy": (
         Panel(title="reward model's score", unit="", metrics=("reward_score",)),
         Panel(title="wins against references, gold judge", unit="", metrics=("gold_win_rate",), percent=True),
