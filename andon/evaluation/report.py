@@ -46,7 +46,6 @@ _PANELS: Mapping[str, Sequence[Panel]] = {
         ),
         Panel(title="loss", unit="nats per pair", metrics=("loss_nats", "validation_loss_nats")),
         Panel(title="accuracy", unit="", metrics=("accuracy", "validation_accuracy"), percent=True),
-        Panel(title="exchanged words told apart", unit="", metrics=("detection_accuracy",), percent=True),
         Panel(title="gradient norm", unit="", metrics=("gradient_norm",)),
     ),
     "ppo": (
