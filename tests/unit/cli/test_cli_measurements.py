@@ -51,7 +51,7 @@ def test_agreement_counts_pairs_that_both_ordered() -> None:
     [
         comparison("x", ((0,), (1,), (2,))),  # the same labeler
         comparison("y", ((0,), (1,), (2,)), document="e"),  # another document
-        comparison("y", ((0,), (1,), (2,)), texts="abd"),  # other candidates
+        comparison("y", ((0,), (1,), (2,)), texts="abx"),  # other candidates
     ],
 )
 def test_agreement_needs_two_labelers_of_the_same_task(other: ComparisonRecord) -> None:

@@ -66,7 +66,7 @@ def test_sections_become_one_file_per_service(tmp_path: Path) -> None:
     assert json.loads(files["policy"].read_text()) == {"threads": 2}
 
 
-@pytest.mark.parametrize("settings", [{"polcy": {}}, {"policy": 3}])
+@pytest.mark.parametrize("settings", [{"policies": {}}, {"policy": 3}])
 def test_a_wrong_section_is_refused(tmp_path: Path, settings: dict[str, object]) -> None:
     with pytest.raises(InvalidArgumentError):
         write_service_configs(settings, tmp_path)
