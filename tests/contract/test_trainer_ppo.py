@@ -1,12 +1,13 @@
 """PPO end to end on tiny models: real policy, reference, reward and labeling services, all over gRPC."""
 
 import asyncio
+import io
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -28,8 +29,12 @@ from services.reference.config import ReferenceConfig
 from services.reference.service import ReferenceService
 from services.reward.config import RewardConfig
 from services.reward.service import RewardService
+from services.trainer.clients import RunClients
 from services.trainer.config import TrainerConfig
 from services.trainer.service import TrainerService
+from services.trainer.stages.context import RunInterrupted, StageState
+from services.trainer.stages.ppo import PpoStage
+from services.trainer.stages.ppo_config import PpoConfig
 
 TIMEOUT_S = 120
 WORDS = ["the", "cat", "dog", "sat", "ran", "home", "mat", "."]
@@ -386,3 +391,86 @@ def test_a_sampler_that_was_given_another_model_is_brought_back(world: World) ->
     assert list(reports) == [1, 2, 3, 4]
     # Every sample came from the version it was asked of, or the log-probabilities would not agree.
     assert all(report["sampler_logprob_max_error"] < 1e-4 for report in reports.values())
+
+
+class Place(NamedTuple):
+    """A point in a run: updates done, and optimizer steps done of the next one; None: no rollout yet."""
+
+    update: int
+    steps: int | None
+
+
+class LeavingContext:
+    """A run in memory that is told to leave at a place."""
+
+    def __init__(
+        self, world: World, run_id: str, *, checkpoint: bytes | None = None, leave_at: Place | None = None
+    ) -> None:
+        config = TrainerConfig(
+            policy_targets=[policy.target for policy in world.policies],
+            reference_target=world.reference.target,
+            reward_target=world.reward.target,
+        )
+        self.run_id = run_id
+        self.store = world.store
+        self.threads = 1
+        self.device = "cpu"
+        self.connections = RunClients(config)
+        self.clients = self.connections.stage_clients
+        self.checkpoint = checkpoint
+        self.reports: dict[int, dict[str, float]] = {}
+        self._leave_at = leave_at
+
+    def restored_state(self) -> StageState | None:
+        if self.checkpoint is None:
+            return None
+        state: StageState = torch.load(io.BytesIO(self.checkpoint), map_location="cpu", weights_only=True)
+        return state
+
+    def step_done(self, *, step: int, metrics: Mapping[str, float], state: Any, **_: Any) -> None:
+        report = {name: value for name, value in metrics.items() if not name.endswith("_seconds")}
+        del report["policy_version"]
+        self.reports[step] = report
+        self.obey(state)
+
+    def obey(self, state: Callable[[], StageState]) -> None:
+        here = state()
+        under_way = here["in_progress"]
+        if Place(here["update"], under_way and under_way["progress"]["steps_done"]) == self._leave_at:
+            content = io.BytesIO()
+            torch.save(here, content)
+            self.checkpoint = content.getvalue()
+            raise RunInterrupted
+
+    def published(self, model: ModelVersion, *, stored: bool) -> None:
+        """Nobody counts."""
+
+    def waiting(self, message: str) -> None:
+        """Nobody watches."""
+
+
+def test_leaving_anywhere_and_coming_back_changes_no_number(world: World) -> None:
+    world.serve_models()
+    config = PpoConfig.model_validate(world.config(updates=2, store_interval=1))
+
+    def run(context: LeavingContext) -> ModelVersion | None:
+        try:
+            return PpoStage(config, context).run()
+        except RunInterrupted:
+            return None
+        finally:
+            context.connections.close()
+
+    whole = LeavingContext(world, "whole")
+    expected = run(whole)
+    assert expected is not None
+    # Before sampling, with a fresh rollout, between optimizer steps, and before publishing.
+    places = [Place(0, None), Place(0, 0), Place(0, 1), Place(0, 4), Place(1, None), Place(1, 3)]
+    for number, place in enumerate(places):
+        first = LeavingContext(world, f"cut-{number}", leave_at=place)
+        assert run(first) is None
+        second = LeavingContext(world, first.run_id, checkpoint=first.checkpoint)
+        output = run(second)
+        assert output is not None
+        assert output.weights_sha256 == expected.weights_sha256
+        assert first.reports | second.reports == whole.reports

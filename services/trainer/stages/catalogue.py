@@ -10,7 +10,8 @@ from pydantic import BaseModel
 
 from services.trainer.run_records import StageName
 from services.trainer.stages.context import Stage, StageContext
-from services.trainer.stages.ppo import PpoConfig, PpoStage
+from services.trainer.stages.ppo import PpoStage
+from services.trainer.stages.ppo_config import PpoConfig
 from services.trainer.stages.reward_model import RewardModelConfig, RewardModelStage
 from services.trainer.stages.sft import SftConfig, SftStage
 

@@ -13,27 +13,19 @@ cut off.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self
 
-import structlog
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from andon.client.policy import PolicyClient
 from andon.client.reference import ReferenceClient
 from andon.client.reward import RewardClient
 from andon.client.values import ModelInfo
-from andon.corpus.loaders import load_documents
 from andon.modeling.loading import load_causal_lm, load_scorer, read_normalization, save_model
-from andon.modeling.manifest import DataUse, Lineage, ManifestDraft, Parent
+from andon.modeling.manifest import Lineage, ManifestDraft, Parent
 from andon.modeling.sequences import pack, plan_batches, unpack
 from andon.modeling.store import LocatedModel
 from andon.modeling.text import TextCodec
@@ -44,130 +36,17 @@ from services.trainer.errors import InvalidConfigError, TokenizerMismatchError
 from services.trainer.experience import Experience, RewardSettings, evaluate_rollout
 from services.trainer.peers import Peers
 from services.trainer.policy_optimizer import OptimizerSettings, PolicyOptimizer, UpdateProgress
-from services.trainer.ppo.kl import AdaptiveKlController, FixedKlController, KlController
-from services.trainer.ppo.schedules import ScheduleKind, learning_rate_factor
-from services.trainer.ppo.stopping import EosRule, PeriodRule, StopRule
+from services.trainer.ppo.kl import KlController
+from services.trainer.ppo.schedules import learning_rate_factor
+from services.trainer.ppo.stopping import PeriodRule
+from services.trainer.prompts import load_prompts
 from services.trainer.rollout import Responses, RolloutCollector, SamplingSettings
 from services.trainer.scorers import Scorers
 from services.trainer.stages.context import StageContext, StageState
+from services.trainer.stages.ppo_config import PpoConfig, make_controller, make_stop_rule
 from services.trainer.weight_publisher import WeightPublisher
 
-_log = structlog.stdlib.get_logger(__name__)
-
 POLICY_FAMILY = "policy"
-
-
-class EosRuleConfig(BaseModel):
-    """A response ends with the end-of-sequence token (S20, N+)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["eos"] = "eos"
-    missing_penalty: float = -1.0  # N+; the score of a response without the token
-
-
-class PeriodRuleConfig(BaseModel):
-    """A response ends with the first full stop from a position on (Z19)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["period"]
-    after: int = Field(default=16, ge=0)  # Z19, of 24 tokens
-    penalty: float = -1.0  # Z19
-
-
-class FixedKlConfig(BaseModel):
-    """The same coefficient throughout."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["fixed"] = "fixed"
-    beta: float = Field(default=0.05, ge=0)  # S20, N+; reward per nat
-
-
-class AdaptiveKlConfig(BaseModel):
-    """A coefficient that steers the KL towards a target (Z19)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["adaptive"]
-    beta: float = Field(default=0.1, gt=0)  # at the start; Z19's code
-    target: float = Field(default=6.0, gt=0)  # nats per response; Z19's code
-    horizon: float = Field(default=10_000.0, gt=0)  # episodes; Z19's code
-
-
-class PpoConfig(BaseModel):
-    """What one PPO run does."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    prompts: str  # source of documents; see andon.corpus.loaders
-    policy: str = "sft@latest"  # the model to begin with
-    reference: str = "sft@latest"  # the model the KL is taken from
-    reward_model: str = "reward@latest"
-    value_init: Literal["reward_model", "shared_head"] = "reward_model"  # S20, I22, N+; Z19
-    updates: int | None = Field(default=None, ge=1)
-    episodes: int | None = Field(default=None, ge=1)  # instead of updates; rounded up to whole updates
-    batch_prompts: int = Field(default=512, ge=1)  # per update; N+
-    samples_per_prompt: int = Field(default=1, ge=1)
-    minibatches: int = Field(default=1, ge=1)  # per epoch; N+
-    epochs: int = Field(default=4, ge=1)  # S20, Z19, N+
-    learning_rate: float = Field(default=3e-6, gt=0)  # N+
-    value_learning_rate: float | None = Field(default=None, gt=0)  # the policy's when None (N+)
-    schedule: ScheduleKind = "linear"  # to 0: S20, Z19, N+
-    temperature: float = Field(default=0.7, gt=0)  # Z19, N+
-    max_new_tokens: int = Field(default=53, ge=1)  # N+; the end-of-sequence token included
-    stop_rule: Annotated[EosRuleConfig | PeriodRuleConfig, Field(discriminator="kind")] = EosRuleConfig()
-    kl: Annotated[FixedKlConfig | AdaptiveKlConfig, Field(discriminator="kind")] = FixedKlConfig()
-    gamma: float = Field(default=1.0, gt=0, le=1)  # S20, Z19, N+
-    lam: float = Field(default=0.95, ge=0, le=1)  # S20, Z19, N+
-    clip_ratio: float = Field(default=0.2, gt=0)  # S20, Z19, N+
-    clip_value: float | None = Field(default=0.2, gt=0)  # S20, Z19, N+; None does not clip
-    value_coefficient: float = Field(default=0.1, gt=0)  # S20, Z19, N+
-    whiten_advantages: bool = True  # Z19, N+
-    whiten_rewards: bool = False  # True only in tasks of Z19's kind
-    adam_eps: float = Field(default=1e-5, gt=0)  # N+
-    max_grad_norm: float | None = Field(default=1.0, gt=0)  # of each network; None does not clip
-    token_budget: int = Field(default=16384, ge=1)  # tokens per forward pass
-    checkpoint_interval: int = Field(default=10, ge=1)  # updates
-    store_interval: int | None = Field(default=None, ge=1)  # updates; None stores the last version only
-    seed: int = 0
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if (self.updates is None) == (self.episodes is None):
-            raise ValueError("give either updates or episodes")
-        if isinstance(self.stop_rule, PeriodRuleConfig) and self.stop_rule.after >= self.max_new_tokens:
-            raise ValueError("stop_rule.after must be below max_new_tokens: no response could end properly")
-        return self
-
-    @property
-    def num_updates(self) -> int:
-        """Policy updates in all."""
-        if self.updates is not None:
-            return self.updates
-        episodes_per_update = self.batch_prompts * self.samples_per_prompt
-        return -(-(self.episodes or 0) // episodes_per_update)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PromptSet:
-    """The documents to summarise, as token ids."""
-
-    prompts: tuple[tuple[int, ...], ...]
-    use: DataUse  # for the manifest
-
-    def of_update(self, update: int, *, batch: int, seed: int) -> list[tuple[int, ...]]:
-        """The prompts of update ``update``, from 1: pieces of passes that are shuffled one by one."""
-        count = len(self.prompts)
-        chosen: list[tuple[int, ...]] = []
-        place = (update - 1) * batch
-        while len(chosen) < batch:
-            number, offset = divmod(place + len(chosen), count)
-            order = list(range(count))
-            random.Random(f"{seed}/prompts/{number}").shuffle(order)
-            chosen += [self.prompts[index] for index in order[offset : offset + batch - len(chosen)]]
-        return chosen
 
 
 class PpoStage:
@@ -218,8 +97,8 @@ class PpoStage:
     def _build(self, restored: StageState | None) -> None:
         config, context = self._config, self._context
         self._codec = TextCodec.load(self._policy_model.source)
-        self._prompts = self._load_prompts()
-        self._stop_rule = self._make_stop_rule()
+        self._prompts = load_prompts(config.prompts, self._codec)
+        self._stop_rule = make_stop_rule(config.stop_rule, self._codec)
         policy = load_causal_lm(self._policy_model.source, dtype="float32", device=context.device)
         self._actor_critic: ActorCritic
         if config.value_init == "shared_head":
@@ -244,7 +123,7 @@ class PpoStage:
                 seed=config.seed,
             ),
         )
-        self._controller: KlController = _make_controller(config.kl, beta=config.kl.beta)
+        self._controller: KlController = make_controller(config.kl, beta=config.kl.beta)
         self._lineage = Lineage(
             parents=(
                 Parent(role="base", model=self._policy_model.version),
@@ -288,32 +167,6 @@ class PpoStage:
         if restored is not None:
             self._restore(restored)
 
-    def _load_prompts(self) -> PromptSet:
-        source = self._config.prompts
-        documents = load_documents(source)
-        if not documents:
-            raise InvalidConfigError(field="prompts", problem=f"{source} holds no documents")
-        prompts = tuple(tuple(self._codec.encode_document(record.document)) for record in documents)
-        digest = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
-        use = DataUse(
-            kind="prompts",
-            uri=source,
-            count=len(documents),
-            sha256=digest,
-            first_id=documents[0].document_id,
-            last_id=documents[-1].document_id,
-        )
-        return PromptSet(prompts=prompts, use=use)
-
-    def _make_stop_rule(self) -> StopRule:
-        rule = self._config.stop_rule
-        if isinstance(rule, EosRuleConfig):
-            return EosRule(eos_token_id=self._codec.eos_token_id, penalty=rule.missing_penalty)
-        periods = frozenset(
-            token for token in range(self._codec.vocab_size) if "." in self._codec.decode([token])
-        )
-        return PeriodRule(period_token_ids=periods, after=rule.after, penalty=rule.penalty)
-
     def _prepare_services(self) -> None:
         """Have all services use the right models, and check that they mean the same by a token id."""
         calls: list[Callable[[], ModelInfo]] = [self._scorers.reference_ready, self._scorers.reward_ready]
@@ -338,6 +191,7 @@ class PpoStage:
     def _do_update(self, update: int) -> None:
         config, context = self._config, self._context
         if self._experience is None:
+            context.obey(self._state)
             self._seconds = {}
             self._progress = UpdateProgress()
             self._experience = self._gather_experience(update)
@@ -446,7 +300,7 @@ class PpoStage:
         self._metrics = restored["metrics"]
         self._actor_critic.restore(restored["actor_critic"])
         self._optimizer.restore(restored["optimizer"])
-        self._controller = _make_controller(self._config.kl, beta=restored["beta"])
+        self._controller = make_controller(self._config.kl, beta=restored["beta"])
         in_progress = restored["in_progress"]
         if in_progress is not None:
             self._experience = Experience.from_state(in_progress["experience"])
@@ -507,12 +361,6 @@ def _required_clients(
             problem="PPO needs a policy, a reference and a reward service; name their targets",
         )
     return clients.policy, clients.reference, clients.reward
-
-
-def _make_controller(config: FixedKlConfig | AdaptiveKlConfig, *, beta: float) -> KlController:
-    if isinstance(config, FixedKlConfig):
-        return FixedKlController(beta=beta)
-    return AdaptiveKlController(beta=beta, target_nats=config.target, horizon_episodes=config.horizon)
 
 
 def _name_of(model: LocatedModel) -> str:
