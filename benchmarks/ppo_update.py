@@ -1,0 +1,177 @@
+"""Ours: episodes per second of PPO updates, all services included.
+
+The stage runs here, as in the trainer; policy, reference and reward service are processes of their own, asked
+over gRPC. The CPU seconds of all four are counted: sampling, log-probabilities, scores, values, epochs, and
+the new weights' way to the sampler.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from transformers import PreTrainedModel
+
+from andon.client.policy import PolicyClient
+from andon.client.reference import ReferenceClient
+from andon.client.reward import RewardClient
+from andon.modeling.loading import save_model
+from andon.modeling.manifest import ManifestDraft
+from andon.modeling.store import ModelStore
+from andon.modeling.text import TextCodec
+from benchmarks import shapes
+from benchmarks.measuring import cpu_seconds_of_process, emit, parser, use_threads
+from benchmarks.shapes import Shape
+from benchmarks.stage_run import TimedRun
+from services.trainer.stages.context import RunStopped, StageClients
+from services.trainer.stages.ppo import PpoStage
+from services.trainer.stages.ppo_config import EosRuleConfig, PpoConfig
+
+TRAINER = "trainer"
+SERVED_MODELS = {"policy": "sft/1", "reference": "sft/1", "reward": "reward/1"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceProcess:
+    """A service that is ready to answer."""
+
+    process: subprocess.Popen[str]
+    target: str
+
+
+@contextmanager
+def service_process(name: str, store: Path, threads: int) -> Iterator[ServiceProcess]:
+    """Start a service as an operator does, on a free port; end it afterwards."""
+    log = store.parent / f"{name}.log"
+    command = [
+        *(sys.executable, "-m", f"services.{name}", "--port=0", "--metrics-port=0"),
+        *(f"--store={store}", f"--model={SERVED_MODELS[name]}", f"--threads={threads}"),
+    ]
+    with (
+        log.open("w") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+    ):
+        assert process.stdout is not None
+        try:
+            line = process.stdout.readline()
+            if not line.startswith("ANDON_READY "):
+                raise SystemExit(f"the {name} service did not start:\n{log.read_text()[-2000:]}")
+            port = json.loads(line.removeprefix("ANDON_READY "))["port"]
+            yield ServiceProcess(process=process, target=f"127.0.0.1:{port}")
+        finally:
+            process.terminate()
+
+
+def publish_models(store: ModelStore, shape: Shape, codec: TextCodec) -> None:
+    """One random language model and one random reward model."""
+
+    def publish(family: str, model: PreTrainedModel, manifest: ManifestDraft) -> None:
+        store.publish(family, lambda folder: save_model(model, codec, folder), manifest=manifest)
+
+    publish("sft", shapes.causal_lm(shape, codec), ManifestDraft(kind="causal_lm"))
+    publish("reward", shapes.scorer(shape, codec), ManifestDraft(kind="reward_model"))
+
+
+def write_prompts(path: Path, batch: int, shortest: int, longest: int, shape: Shape) -> None:
+    """One update's documents, as the peer draws them; each update has the same, in another order.
+
+    The codec's template adds one token to a document.
+    """
+    drawn = shapes.prompts(batch, shortest, longest, shape, seed=0)
+    lines = [
+        json.dumps({"id": str(number), "document": shapes.text(words[:-1])})
+        for number, words in enumerate(drawn)
+    ]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    flags = parser(__doc__)
+    flags.add_argument("--batch", type=int, default=64)
+    flags.add_argument("--epochs", type=int, default=4)
+    flags.add_argument("--minibatches", type=int, default=1)
+    flags.add_argument("--shortest", type=int, default=120)
+    flags.add_argument("--longest", type=int, default=280)
+    flags.add_argument("--new", type=int, default=48)
+    flags.add_argument("--token-budget", type=int, default=PpoConfig.model_fields["token_budget"].default)
+    flags.set_defaults(repetitions=1)
+    arguments = flags.parse_args(argv)
+    use_threads(arguments.threads)
+    shape = shapes.SHAPES[arguments.shape]
+    codec = shapes.codec(shape)
+    with TemporaryDirectory() as name, ExitStack() as stack:
+        folder = Path(name)
+        store = ModelStore(folder / "store")
+        publish_models(store, shape, codec)
+        prompts = folder / "prompts.jsonl"
+        write_prompts(prompts, arguments.batch, arguments.shortest, arguments.longest, shape)
+        services = {
+            service: stack.enter_context(service_process(service, store.root, arguments.threads))
+            for service in SERVED_MODELS
+        }
+        clients = StageClients(
+            policy=(stack.enter_context(PolicyClient(services["policy"].target)),),
+            reference=stack.enter_context(ReferenceClient(services["reference"].target)),
+            reward=stack.enter_context(RewardClient(services["reward"].target)),
+        )
+
+        def cpu_seconds() -> Mapping[str, float]:
+            of_services = {
+                service: cpu_seconds_of_process(running.process.pid) for service, running in services.items()
+            }
+            return {TRAINER: time.process_time(), **of_services}
+
+        context = TimedRun(
+            store=store,
+            clients=clients,
+            threads=arguments.threads,
+            num_steps=arguments.repetitions,
+            clock=cpu_seconds,
+        )
+        config = PpoConfig(
+            prompts=str(prompts),
+            policy="sft/1",
+            reference="sft/1",
+            reward_model="reward/1",
+            updates=1 + arguments.repetitions,
+            batch_prompts=arguments.batch,
+            minibatches=arguments.minibatches,
+            epochs=arguments.epochs,
+            learning_rate=1e-5,
+            temperature=0.7,
+            max_new_tokens=arguments.new,
+            stop_rule=EosRuleConfig(missing_penalty=0.0),  # nothing ends with the token here
+            max_grad_norm=None,  # the peer does not clip
+            token_budget=arguments.token_budget,
+        )
+        with suppress(RunStopped):
+            PpoStage(config, context).run()
+    used = [{part: end[part] - begin[part] for part in end} for begin, end in context.steps]
+    seconds = statistics.median(sum(parts.values()) for parts in used)
+    emit(
+        bench="andon_ppo_update",
+        cpu_s=round(seconds, 3),
+        cpu_s_by_process={
+            part: round(statistics.median(parts[part] for parts in used), 3) for part in used[0]
+        },
+        wall_s_by_phase={
+            phase: round(value, 3)
+            for phase, value in context.metrics[-1].items()
+            if phase.endswith("_seconds")
+        },
+        sampler_logprob_max_error=context.metrics[-1]["sampler_logprob_max_error"],
+        rate=round(arguments.batch / seconds, 3),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Ours: reward scores, one or several summaries per document, and log-probabilities of responses.
+
+What the reward and the reference service do with a request once it has arrived.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from andon.modeling.batches import results_by_response
+from andon.modeling.forward import final_scores, response_statistics
+from andon.modeling.sequences import PackedBatch, PromptGroup
+from benchmarks import shapes
+from benchmarks.measuring import cpu_seconds, emit, parser, use_threads
+from benchmarks.shapes import Shape
+from services.reward.config import RewardConfig
+
+RESPONSE_TOKENS = 48  # the peers'
+TEMPERATURE = 0.7  # the peers'
+
+
+def groups(shape: Shape, count: int, summaries: int) -> list[PromptGroup]:
+    """``count`` documents; a document and one summary together have the peers' lengths."""
+    lengths = shapes.lognormal_lengths(count, median=250, sigma=0.5, shortest=32, longest=900)
+    source = random.Random(0)
+
+    def ids(number: int) -> list[int]:
+        return shapes.token_ids(shapes.random_words(source, number, shape))
+
+    # The shortest sequences have less room than a full response takes.
+    response = [min(RESPONSE_TOKENS, length // 2) for length in lengths]
+    return [
+        PromptGroup(ids(length - tokens), [ids(tokens) for _ in range(summaries)])
+        for length, tokens in zip(lengths, response, strict=True)
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    flags = parser(__doc__)
+    flags.add_argument("--part", choices=("score", "logprob"), default="score")
+    flags.add_argument("--documents", type=int, default=64)
+    flags.add_argument("--summaries", type=int, default=1)
+    flags.add_argument("--token-budget", type=int, default=RewardConfig.model_fields["token_budget"].default)
+    arguments = flags.parse_args(argv)
+    use_threads(arguments.threads)
+    shape = shapes.SHAPES[arguments.shape]
+    codec = shapes.codec(shape)
+    work = groups(shape, arguments.documents, arguments.summaries)
+    is_score = arguments.part == "score"
+    model = shapes.scorer(shape, codec) if is_score else shapes.causal_lm(shape, codec)
+
+    def forward(batch: PackedBatch) -> Sequence[Tensor]:
+        if is_score:
+            return final_scores(model, batch).unbind()
+        statistics = response_statistics(model, batch, temperature=TEMPERATURE)
+        return torch.split(statistics.logprobs, batch.response_lengths.tolist())
+
+    @torch.inference_mode()
+    def run() -> None:
+        results_by_response(
+            work,
+            token_budget=arguments.token_budget,
+            device="cpu",
+            forward=forward,
+            between_batches=lambda: None,
+        )
+
+    seconds = cpu_seconds(run, repetitions=arguments.repetitions)
+    num_responses = arguments.documents * arguments.summaries
+    emit(bench=f"andon_{arguments.part}", cpu_s=round(seconds, 4), rate=round(num_responses / seconds, 2))
+
+
+if __name__ == "__main__":
+    main()
