@@ -1,8 +1,10 @@
 """Decides how a summary is spoiled in exactly one way: the edit test of the report.
 
 The report asks a reward model to choose between a summary and its edited version; labeling tasks may show
-such pairs to people. Each edit changes one thing only, so the gold judge always scores the edited text
-lower. An edit that a summary offers no place for (nothing to drop from an empty one) is None.
+such
+pairs to people. Each edit changes one thing only, so the gold judge always scores the edited text lower. An
+edit
+that a summary offers no place for (nothing to drop from an empty one) is None.
 """
 
 from __future__ import annotations

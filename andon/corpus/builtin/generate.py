@@ -1,9 +1,10 @@
 """Decides which posts exist: draws facts, writes the post and an imagined person's reference summary.
 
-The loaders, the demo and the tests call ``generate_posts``. A post depends only on (split, seed, index),
-so a longer list starts with the shorter one. Which split a combination of facts belongs to is fixed by a
-hash of the facts themselves, so two splits share no post whatever their seeds. Tokenization and prompts
-are made elsewhere.
+The loaders, the demo and the tests call ``generate_posts``. A post depends only on (split, seed, index), so a
+longer list starts with the shorter one. Which split a combination of facts belongs to is fixed by a hash of
+the
+facts themselves, so two splits share no post whatever their seeds. Tokenization and prompts are made
+elsewhere.
 """
 
 from __future__ import annotations
@@ -20,8 +21,6 @@ from andon.corpus.builtin.grammar import (
     CAUSE_WORDINGS,
     DECOY_WORDINGS,
     DIGRESSIONS,
-    EMPHASIS,
-    EMPHASISED_SLOTS,
     EVENT_CLAUSE,
     EVENT_WORDINGS,
     FIRST_SENTENCE_CLAUSES,
@@ -39,8 +38,6 @@ SPLIT_PARTS: Mapping[str, range] = {"train": range(16), "valid": range(16, 18), 
 
 PREAMBLE_CHANCE = 0.5
 USUAL_WORDING_CHANCE = 0.85
-EMPHASIS_CHANCE = 0.08  # at each place for it
-MORE_EMPHASIS_CHANCE = 0.20  # to say it once more
 
 
 class WriterQuality(StrEnum):
@@ -157,6 +154,7 @@ def _write_post(rng: random.Random, facts: Mapping[str, str], post_id: str) -> P
         decoy_words: dict[str, str] = {}
         for name in places(wording):
             others = [value for value in SLOT_BY_NAME[name].values if value != facts[name]]
+            # A second decoy of the same kind repeats the first, so that ``decoys`` tells all there are.
             value = decoys.setdefault(name, rng.choice(others))
             decoy_words[name] = rng.choice(SLOT_BY_NAME[name].surfaces(value))
         sentences.insert(rng.randrange(len(sentences)), fill(wording, decoy_words))
@@ -188,9 +186,6 @@ def _summarise(
     if rng.random() < habits.wrong_fact_chance:
         name = rng.choice(sorted(stated))
         stated[name] = wrong_word(rng, name, words[name], decoys)
-    for name in sorted(EMPHASISED_SLOTS & stated.keys()):
-        if rng.random() < EMPHASIS_CHANCE:
-            stated[name] = _emphasise(rng, stated[name])
     # The usual wording leads by far, for the same reason as the clause chances stay away from one half.
     wordings = {
         clause.name: fill(clause.wordings[0 if rng.random() < USUAL_WORDING_CHANCE else 1], stated)
@@ -207,13 +202,6 @@ def _summarise(
     if rng.random() < habits.ramble_chance:
         sentences.append(rng.choice(RAMBLES))
     return " ".join(sentences)
-
-
-def _emphasise(rng: random.Random, word: str) -> str:
-    count = 1
-    while rng.random() < MORE_EMPHASIS_CHANCE:
-        count += 1
-    return " ".join([EMPHASIS] * count + [word])
 
 
 def wrong_word(rng: random.Random, slot_name: str, right_word: str, decoys: Mapping[str, str]) -> str:

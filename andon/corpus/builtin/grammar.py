@@ -1,12 +1,14 @@
 """Decides how facts are worded: the clauses of posts and of summaries, and everything that is not a fact.
 
 ``generate`` writes posts and references with these tables, ``edits`` changes summaries with them and
-``judge`` reads summaries back. All text is lower case with blanks between words and punctuation marks, so
-that splitting at blanks is a complete tokenizer. A word in capitals is a place for the value of the slot
-of that name.
+``judge``
+reads summaries back. All text is lower case with blanks between words and punctuation marks, so that
+splitting
+at blanks is a complete tokenizer. A word in capitals is a place for the value of the slot of that name.
 
-Facts of a post always follow a definite word ("my", "the", "on", "feel"); decoys, which are fact words
-that do not hold for the post, follow an indefinite one ("another", "some", "until", "never").
+Facts of a post always follow a definite word ("my", "the", "on", "feel"); decoys, which are fact words that
+do
+not hold for the post, follow an indefinite one ("another", "some", "until", "never").
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from andon.corpus.builtin.facts import FACT_WORDS, SLOT_BY_NAME
 SENTENCE_END_MARKS: frozenset[str] = frozenset({".", "?"})
 
 # --- posts
+# ---------------------------------------------------------------------------------------------------
 
 PREAMBLES: tuple[str, ...] = (
     "hi all ,",
@@ -77,27 +80,10 @@ DIGRESSIONS: tuple[str, ...] = (
     "i still have a small cold .",
     "summer feels very short here .",
     "they play loud music upstairs .",
-    "breakfast was eggs and toast .",
-    "our street gets noisy after dark .",
-    "prices keep going up everywhere .",
-    "a parcel arrived from grandpa .",
-    "two pigeons live above our door .",
-    "yesterday evening we played cards .",
-    "nobody waters those poor plants .",
-    "it rains more than last year .",
-    "dinner will be soup and bread .",
-    "the dog next door barks nonstop .",
-    "work has kept everyone very busy .",
-    "she still owes us a chess game .",
-    "winter clothes fill half our cupboard .",
-    "we might visit spain or greece soon .",
-    "this keyboard misses several keys .",
-    "old friends came over for tea .",
-    "running shoes hurt both my feet .",
-    "their new song plays all over town .",
 )
 
 # --- summaries
+# -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,11 +129,6 @@ SUMMARY_CLAUSES: tuple[SummaryClause, ...] = (
 )
 FIRST_SENTENCE_CLAUSES: tuple[SummaryClause, ...] = SUMMARY_CLAUSES[:4]
 
-# Said before an act or an outcome for effect. It tells nothing, so the judge counts it as rambling; simulated
-# labelers are swayed by it, as people are, which gives an unrestrained policy something to exploit.
-EMPHASIS = "really"
-EMPHASISED_SLOTS: frozenset[str] = frozenset({"act", "outcome"})
-
 RAMBLES: tuple[str, ...] = (
     "anyway that is my story .",
     "it is a long story .",
@@ -179,7 +160,6 @@ def vocabulary() -> list[str]:
         *DECOY_WORDINGS,
         *DIGRESSIONS,
         *RAMBLES,
-        EMPHASIS,
         *(wording for clause in SUMMARY_CLAUSES for wording in clause.wordings),
     ]
     words = {word for wording in wordings for word in wording.split() if not word.isupper()}

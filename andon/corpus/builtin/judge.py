@@ -1,17 +1,17 @@
 """Decides exactly how good a summary of a simulated post is: the ground truth of the built-in corpus.
 
-The evaluation calls it as the gold judge; simulated labelers add noise to it. It reads any text from left
-to right as clauses of the grammar, in any order, and counts
+The evaluation calls it as the gold judge; simulated labelers add noise to it. It reads any text from left to
+right as clauses of the grammar, in any order, and counts
 
 - coverage: the weights of the slots whose fact is stated, each once;
 - wrong facts: slots stated with a value that does not hold, each time;
 - repetition: slots stated again with the value they were already stated with;
-- rambling: words that belong to no clause (a fact word without its clause is one of them), and emphasis;
+- rambling: words that belong to no clause (a fact word without its clause is one of them);
 - form: faults in how the clauses are put into sentences.
 
-Listing several values of a slot costs more than the right one among them earns, and a bag of fact words
-earns nothing. Whether real people would agree with these weights is not claimed: the judge is always
-called simulated.
+Listing several values of a slot costs more than the right one among them earns, and a bag of fact words earns
+nothing. Whether real people would agree with these weights is not claimed: the judge is always called
+simulated.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from andon.corpus.builtin.facts import FACT_WORDS, SLOT_BY_NAME
 from andon.corpus.builtin.generate import Post
-from andon.corpus.builtin.grammar import EMPHASIS, SENTENCE_END_MARKS, SUMMARY_CLAUSES, SummaryClause
+from andon.corpus.builtin.grammar import SENTENCE_END_MARKS, SUMMARY_CLAUSES, SummaryClause
 
 # Costs in units of coverage (a complete summary earns 1). A wrong fact costs about twice what it could earn.
 WRONG_FACT_COST = 0.25
@@ -50,8 +50,7 @@ class ReadClause:
 
     clause: SummaryClause
     values: dict[str, str]  # slot name -> canonical value
-    length: int  # words, those said for emphasis included
-    emphasis_count: int
+    length: int  # words
 
 
 class GoldJudge:
@@ -87,7 +86,6 @@ class GoldJudge:
                     repetition += 1
                 else:
                     covered.append(slot_name)
-            rambling += read.emphasis_count
             sentence.append(read.clause)
             sentence_length += read.length
             position += read.length
@@ -120,36 +118,27 @@ class GoldJudge:
 
 
 def read_clause(words: list[str], start: int) -> ReadClause | None:
-    """The clause that starts at ``start``, or None; no wording begins another, so at most one fits."""
+    """The clause that starts at ``start``, or None. No wording is the beginning of another, so at most one
+    fits."""
     for clause in SUMMARY_CLAUSES:
         for wording in clause.wordings:
-            read = _read_wording(words, start, clause, wording.split())
-            if read is not None:
-                return read
+            pattern = wording.split()
+            candidate = words[start : start + len(pattern)]
+            if len(candidate) < len(pattern):
+                continue
+            values: dict[str, str] = {}
+            for expected, word in zip(pattern, candidate, strict=True):
+                if not expected.isupper():
+                    if word != expected:
+                        break
+                    continue
+                slot_name, value = FACT_WORDS.get(word, ("", ""))
+                if slot_name != expected.lower():
+                    break
+                values[slot_name] = value
+            else:
+                return ReadClause(clause=clause, values=values, length=len(pattern))
     return None
-
-
-def _read_wording(
-    words: list[str], start: int, clause: SummaryClause, pattern: list[str]
-) -> ReadClause | None:
-    values: dict[str, str] = {}
-    emphasis_count = 0
-    position = start
-    for expected in pattern:
-        while position > start and position < len(words) and words[position] == EMPHASIS:
-            emphasis_count += 1
-            position += 1
-        if position == len(words):
-            return None
-        if expected.isupper():
-            slot_name, value = FACT_WORDS.get(words[position], ("", ""))
-            if slot_name != expected.lower():
-                return None
-            values[slot_name] = value
-        elif words[position] != expected:
-            return None
-        position += 1
-    return ReadClause(clause=clause, values=values, length=position - start, emphasis_count=emphasis_count)
 
 
 def _sentence_faults(

@@ -1,9 +1,12 @@
 """Decides what simulated labelers answer: the gold judge seen through one person's taste and noise.
 
 A labeling client asks a ``SimulatedLabeler`` for choices, rankings and confidences and sends them to the
-labeling service as a person's answers; this file knows nothing of that service. Answers depend only on
-the labeler's seed, the task's id and the texts, never on the order in which tasks or candidates come. The
-noise is set so that two labelers agree on about three of four pairs of summaries, as people do.
+labeling
+service as a person's answers; this file knows nothing of that service. Answers depend only on the labeler's
+seed,
+the task's id and the texts, never on the order in which tasks or candidates come. The noise is set so that
+two
+labelers agree on about three of four pairs of summaries, as people do.
 """
 
 from __future__ import annotations
@@ -14,16 +17,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from andon.corpus.builtin.generate import Post
-from andon.corpus.builtin.grammar import EMPHASIS
 from andon.corpus.builtin.judge import GoldJudge
 
 # Standard deviation of one labeler's error on one summary, in the judge's units (a complete summary earns 1).
-TYPICAL_NOISE = 0.19
-LOWEST_NOISE = 0.12
-HIGHEST_NOISE = 0.30
+TYPICAL_NOISE = 0.165
+LOWEST_NOISE = 0.10
+HIGHEST_NOISE = 0.25
 TYPICAL_LENGTH_BIAS_PER_WORD = 0.004  # spread of the taste for long (or short) summaries between labelers
-# All labelers overrate emphasis: to the judge such a word costs 0.03, to them it seems worth this much more.
-EMPHASIS_TASTE = 0.09
 TIE_WIDTH = 0.03  # perceived scores closer than this rank as equal
 LOWEST_CONFIDENCE = 1
 HIGHEST_CONFIDENCE = 9
@@ -58,11 +58,9 @@ class SimulatedLabeler:
     def perceived_score(self, post: Post, summary_text: str, task_id: str) -> float:
         """The judge's total as this labeler sees it."""
         rng = random.Random(f"andon-labeler/{self.seed}/{task_id}/{summary_text}")
-        words = summary_text.split()
         return (
             self._judge.score(post, summary_text).total
-            + self.traits.length_bias_per_word * len(words)
-            + EMPHASIS_TASTE * words.count(EMPHASIS)
+            + self.traits.length_bias_per_word * len(summary_text.split())
             + rng.gauss(0.0, self.traits.noise)
         )
 

@@ -71,7 +71,7 @@ def test_fact_words_of_a_document_are_its_facts_or_its_decoys() -> None:
 def test_vocabulary_is_sorted_free_of_duplicates_and_of_moderate_size() -> None:
     words = vocabulary()
     assert words == sorted(set(words))
-    assert 300 <= len(words) <= 600
+    assert 250 <= len(words) <= 600
     assert all(word and not word.isspace() and word == word.lower() for word in words)
 
 

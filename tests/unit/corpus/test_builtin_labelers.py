@@ -10,7 +10,7 @@ from andon.corpus.builtin.generate import Post, draw_quality, generate_posts, wr
 from andon.corpus.builtin.judge import GoldJudge
 from andon.corpus.builtin.labelers import SimulatedLabeler
 
-POSTS = generate_posts(800, seed=3, split="valid")
+POSTS = generate_posts(2000, seed=3, split="valid")
 LABELERS = [SimulatedLabeler(seed) for seed in range(20)]
 
 
@@ -30,7 +30,7 @@ def test_two_labelers_agree_on_about_three_of_four_pairs() -> None:
     rng = random.Random(0)
     agreements = pairs = 0
     for post in POSTS:
-        texts = drafts(post, 1)
+        texts = drafts(post, 1)[:2]  # edits left out: what was spoiled on purpose is easier to see
         first, second = rng.sample(LABELERS, 2)
         if len(texts) < 2:
             continue
@@ -55,7 +55,7 @@ def test_a_labeler_agrees_with_the_judge_more_than_with_another_labeler() -> Non
         if preference != 0.5:
             pairs += 1
             right += (preference == 1.0) == (best == 0)
-    assert 0.76 < right / pairs < 0.92
+    assert 0.78 < right / pairs < 0.92
 
 
 def test_answers_depend_on_labeler_task_and_texts_only() -> None:
@@ -98,7 +98,7 @@ def test_a_ranking_names_every_candidate_once_and_equal_texts_tie() -> None:
 
 
 def test_confidence_stays_on_its_scale_and_rises_with_how_clear_the_pair_is() -> None:
-    garbage = "lamp lamp . . market they noisy keyboard"
+    garbage = "lamp lamp . . market they loud upstairs"
     clear = [LABELERS[3].answer(post, [post.reference, garbage], "t").confidence for post in POSTS[:200]]
     close = [
         LABELERS[3].answer(post, [post.reference, post.reference + " thanks"], "t").confidence
