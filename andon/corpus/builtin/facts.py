@@ -53,8 +53,8 @@ SLOTS: tuple[Slot, ...] = (
     _slot(
         "object",
         0.14,
-        "lamp bicycle/bike piano camera laptop guitar suitcase ladder teapot carpet mirror sofa kettle
-        umbrella "
+        "lamp bicycle/bike piano camera laptop guitar suitcase ladder teapot carpet mirror sofa kettle "
+        "umbrella "
         "phone telescope tent drill scarf violin wallet necklace printer rug drone vase blanket helmet",
     ),
     _slot(
@@ -66,8 +66,8 @@ SLOTS: tuple[Slot, ...] = (
     _slot(
         "when",
         0.10,
-        "monday tuesday wednesday thursday friday saturday sunday christmas easter midsummer halloween
-        newyear",
+        "monday tuesday wednesday thursday friday saturday sunday christmas easter midsummer halloween "
+        "newyear",
     ),
     _slot(
         "cause",
@@ -84,8 +84,8 @@ SLOTS: tuple[Slot, ...] = (
     _slot(
         "question",
         0.10,
-        "apologise sue leave complain forgive pay resign wait confess celebrate insist negotiate report
-        refuse "
+        "apologise sue leave complain forgive pay resign wait confess celebrate insist negotiate report "
+        "refuse "
         "relax emigrate",
     ),
 )
