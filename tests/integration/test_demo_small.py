@@ -1,5 +1,4 @@
-"""The whole loop over real services, small: to its report, through kills of every service, and after Ctrl-C.
-"""
+"""The whole loop over real services, small: to its report, through kills of every service, and after Ctrl-C."""
 
 import json
 import os
