@@ -27,7 +27,7 @@ from andon.evaluation.summary import RewardModelSummary
 from andon.evaluation.win_rate import wilson_interval
 from andon.modeling.versions import ModelVersion
 
-PROMPTS_PER_CALL = 64
+PROMPTS_PER_CALL = 256
 MODEL_REASONS = ("MODEL_NOT_LOADED", "MODEL_VERSION_MISMATCH")
 
 Advance = Callable[[int], None]
