@@ -37,7 +37,8 @@ def wilson_interval(wins: float, n: int, *, z: float = Z_95) -> tuple[float, flo
     spread = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     middle = share + z * z / (2 * n)
     scale = 1 + z * z / n
-    return (middle - spread) / scale, (middle + spread) / scale
+    # Rounding must not carry the ends out of 0..1.
+    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
 
 
 def win_rate(

@@ -43,3 +43,10 @@ def test_a_score_that_is_not_a_number_is_refused() -> None:
         win_rate([float("nan")], [0.0], policy="a", against="b", judge="gold")
     with pytest.raises(ValueError, match="1 scores against 2"):
         win_rate([1.0], [0.0, 1.0], policy="a", against="b", judge="gold")
+
+
+@pytest.mark.parametrize("n", [1, 7, 100, 600, 921])
+def test_the_interval_stays_in_range_at_the_ends(n: int) -> None:
+    assert wilson_interval(n, n)[1] == pytest.approx(1)
+    assert wilson_interval(n, n)[1] <= 1
+    assert wilson_interval(0, n)[0] >= 0
