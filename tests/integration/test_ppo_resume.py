@@ -34,7 +34,7 @@ from andon.modeling.text import word_level_codec
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 TIMEOUT_S = 1200
-UPDATES = 9
+UPDATES = 12
 CHECKPOINT_INTERVAL = 3
 WORDS = [f"word{number}" for number in range(20)]
 ARCHITECTURE = {
@@ -234,14 +234,14 @@ def test_no_death_of_a_process_and_no_pull_of_the_cord_changes_a_number(world: W
     run = client.start_run("ppo", world.config())
 
     def disturb(step: int) -> None:
-        killed = {1: world.policy, 2: world.reward, 3: world.reference, 5: trainer, 6: world.labeling}
+        killed = {1: world.policy, 2: world.reward, 3: world.reference, 5: trainer, 7: world.labeling}
         if step in killed:
             killed[step].kill()
             killed[step].start()
         if step == 4:
             assert trainer.terminate() == 0
             trainer.start()
-        if step == 7:
+        if step == 6:
             pull_and_release(world, client, run)
 
     disturbed = follow(client, run, disturb)
@@ -249,7 +249,7 @@ def test_no_death_of_a_process_and_no_pull_of_the_cord_changes_a_number(world: W
     assert list(numbers(alone)) == list(range(1, UPDATES + 1))
     assert numbers(disturbed) == numbers(alone)
     assert stored(disturbed) == stored(alone)
-    assert len(stored(alone)) == 2
+    assert len(stored(alone)) == 3
     states = [event.event.state for event in disturbed if isinstance(event.event, StateChanged)]
     assert states.count(RunState.INTERRUPTED) == 2
     assert RunState.PAUSED in states
