@@ -308,7 +308,8 @@ class SamplingRunner:
             queue_s=state.begin_s - state.call.arrival_s,
             compute_s=now - state.begin_s,
         )
-        _succeed(state.future, outcome)
+        if state.future.set_running_or_notify_cancel():
+            state.future.set_result(outcome)
 
     def _end(self, state: _CallState, error: Exception) -> None:
         """Tell a caller of an error and free what the call holds."""
@@ -329,12 +330,14 @@ class SamplingRunner:
             self._engine.clear()
 
     def _replace_model(self, pending: _PendingReplacement) -> None:
+        if not pending.future.set_running_or_notify_cancel():
+            return  # its sender went away while it waited
         try:
             served = pending.replacement(self._served)
             is_other_model = self._served is None or served.model is not self._served.model
             engine = self._make_engine(served) if is_other_model else self._engine
         except Exception as error:  # noqa: BLE001 - told to the caller; the old model stays in use
-            _fail(pending.future, error)
+            pending.future.set_exception(error)
             return
         with self._changed:
             self._served, self._engine = served, engine
@@ -343,7 +346,7 @@ class SamplingRunner:
         for state in waiting:
             if not self._still_fits(state.call, served):
                 self._end(state, ModelReplacedError(active=str(served.version)))
-        _succeed(pending.future, served)
+        pending.future.set_result(served)
 
     def _make_engine(self, served: ServedModel) -> Engine:
         settings = self._settings
@@ -388,11 +391,6 @@ class SamplingRunner:
         self._metrics.running_sequences.set(scheduler.running_sequences)
         self._metrics.waiting_calls.set(scheduler.waiting_calls)
         self._metrics.cache_usage.set(scheduler.reserved_cache_tokens / max(scheduler.limits.cache_tokens, 1))
-
-
-def _succeed(future: Future[T], value: T) -> None:
-    if future.set_running_or_notify_cancel():
-        future.set_result(value)
 
 
 def _fail(future: Future[T], error: Exception) -> None:

@@ -202,6 +202,19 @@ def test_a_replacement_that_fails_changes_nothing(
     assert tokens_of(outcome) == before
 
 
+def test_a_replacement_whose_sender_has_gone_is_not_carried_out(
+    bench: Callable[..., Bench], other_weights: dict[str, torch.Tensor]
+) -> None:
+    stand = bench()
+    before = tokens_of(stand.submit()[1].result(TIMEOUT_S))
+    release = stand.hold()
+    assert stand.update(other_weights, NEXT).cancel()
+    release()
+    outcome = stand.submit()[1].result(TIMEOUT_S)
+    assert outcome.model == VERSION
+    assert tokens_of(outcome) == before
+
+
 def test_another_model_fails_waiting_calls_that_it_cannot_serve(
     bench: Callable[..., Bench], codec: TextCodec
 ) -> None:
