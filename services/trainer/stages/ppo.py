@@ -317,7 +317,8 @@ class PpoStage:
 
     def _is_stored_after(self, update: int) -> bool:
         interval = self._config.store_interval
-        return update == self._config.num_updates or (interval is not None and update % interval == 0)
+        is_due = interval is not None and update > 0 and update % interval == 0
+        return is_due or update == self._config.num_updates
 
     def _store_policy(self) -> None:
         """Store the weights of the last finished update; the same weights a second time change nothing."""
