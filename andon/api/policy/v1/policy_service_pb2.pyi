@@ -68,7 +68,9 @@ class SamplingParameters(_message.Message):
     samples_per_prompt: _builtins.int
     """Responses per prompt; 1 when 0. They share the work of reading the prompt."""
     temperature: _builtins.float
-    """Logits are divided by it. 0 takes the most probable token. Default 1."""
+    """Logits are divided by it. 0 takes the most probable token; otherwise 0.0001
+    to 10000. Default 1.
+    """
     top_p: _builtins.float
     """Only the most probable tokens whose probabilities add up to at least this
     may be drawn, in (0, 1]. Default 1.

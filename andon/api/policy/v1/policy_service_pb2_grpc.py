@@ -29,7 +29,11 @@ class PolicyServiceStub:
     """PolicyService samples responses from the policy and takes new weights for it.
 
     Errors carry google.rpc.ErrorInfo with domain "andon" and one of the reasons
-    listed at each call. Common to all: INTERNAL is never the caller's mistake.
+    listed at each call.
+
+    Any call of any service may answer INVALID_ARGUMENT MALFORMED_MESSAGE,
+    UNAVAILABLE STARTING or SHUTTING_DOWN, DEADLINE_EXCEEDED DEFAULT_DEADLINE (the
+    caller set none) or DEADLINE_PASSED, and INTERNAL UNEXPECTED.
     """
 
     def __init__(self, channel):
@@ -64,15 +68,20 @@ class PolicyServiceServicer:
     """PolicyService samples responses from the policy and takes new weights for it.
 
     Errors carry google.rpc.ErrorInfo with domain "andon" and one of the reasons
-    listed at each call. Common to all: INTERNAL is never the caller's mistake.
+    listed at each call.
+
+    Any call of any service may answer INVALID_ARGUMENT MALFORMED_MESSAGE,
+    UNAVAILABLE STARTING or SHUTTING_DOWN, DEADLINE_EXCEEDED DEFAULT_DEADLINE (the
+    caller set none) or DEADLINE_PASSED, and INTERNAL UNEXPECTED.
     """
 
     def Sample(self, request, context):
         """Sample writes one or several responses to each prompt.
 
         INVALID_ARGUMENT: EMPTY_REQUEST, EMPTY_PROMPT, TOKEN_OUT_OF_VOCABULARY,
-        SEQUENCE_TOO_LONG, INVALID_SAMPLING_PARAMETER. FAILED_PRECONDITION:
-        MODEL_NOT_LOADED, MODEL_VERSION_MISMATCH. RESOURCE_EXHAUSTED: QUEUE_FULL.
+        SEQUENCE_TOO_LONG, INVALID_SAMPLING_PARAMETER, TOO_MANY_SAMPLES.
+        FAILED_PRECONDITION: MODEL_NOT_LOADED, MODEL_VERSION_MISMATCH.
+        RESOURCE_EXHAUSTED: QUEUE_FULL. INTERNAL: LOGITS_NOT_FINITE, SAMPLING_FAILED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -98,6 +107,8 @@ class PolicyServiceServicer:
         """LoadModel loads a version from the model store.
 
         NOT_FOUND: MODEL_NOT_FOUND. INVALID_ARGUMENT: INVALID_MODEL_NAME.
+        FAILED_PRECONDITION: NOT_A_LANGUAGE_MODEL, UNSUPPORTED_ARCHITECTURE.
+        DATA_LOSS: WEIGHTS_NOT_FINITE. After an error the old model is still in use.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -146,7 +157,11 @@ class PolicyService:
     """PolicyService samples responses from the policy and takes new weights for it.
 
     Errors carry google.rpc.ErrorInfo with domain "andon" and one of the reasons
-    listed at each call. Common to all: INTERNAL is never the caller's mistake.
+    listed at each call.
+
+    Any call of any service may answer INVALID_ARGUMENT MALFORMED_MESSAGE,
+    UNAVAILABLE STARTING or SHUTTING_DOWN, DEADLINE_EXCEEDED DEFAULT_DEADLINE (the
+    caller set none) or DEADLINE_PASSED, and INTERNAL UNEXPECTED.
     """
 
     @staticmethod

@@ -30,7 +30,11 @@ class PolicyServiceStub:
     """PolicyService samples responses from the policy and takes new weights for it.
 
     Errors carry google.rpc.ErrorInfo with domain "andon" and one of the reasons
-    listed at each call. Common to all: INTERNAL is never the caller's mistake.
+    listed at each call.
+
+    Any call of any service may answer INVALID_ARGUMENT MALFORMED_MESSAGE,
+    UNAVAILABLE STARTING or SHUTTING_DOWN, DEADLINE_EXCEEDED DEFAULT_DEADLINE (the
+    caller set none) or DEADLINE_PASSED, and INTERNAL UNEXPECTED.
     """
 
     @_typing.overload
@@ -41,8 +45,9 @@ class PolicyServiceStub:
     """Sample writes one or several responses to each prompt.
 
     INVALID_ARGUMENT: EMPTY_REQUEST, EMPTY_PROMPT, TOKEN_OUT_OF_VOCABULARY,
-    SEQUENCE_TOO_LONG, INVALID_SAMPLING_PARAMETER. FAILED_PRECONDITION:
-    MODEL_NOT_LOADED, MODEL_VERSION_MISMATCH. RESOURCE_EXHAUSTED: QUEUE_FULL.
+    SEQUENCE_TOO_LONG, INVALID_SAMPLING_PARAMETER, TOO_MANY_SAMPLES.
+    FAILED_PRECONDITION: MODEL_NOT_LOADED, MODEL_VERSION_MISMATCH.
+    RESOURCE_EXHAUSTED: QUEUE_FULL. INTERNAL: LOGITS_NOT_FINITE, SAMPLING_FAILED.
     """
     UpdateWeights: _grpc.StreamUnaryMultiCallable[_policy_service_pb2.UpdateWeightsRequest, _policy_service_pb2.UpdateWeightsResponse]
     """UpdateWeights replaces the policy's weights. The first message is the
@@ -60,6 +65,8 @@ class PolicyServiceStub:
     """LoadModel loads a version from the model store.
 
     NOT_FOUND: MODEL_NOT_FOUND. INVALID_ARGUMENT: INVALID_MODEL_NAME.
+    FAILED_PRECONDITION: NOT_A_LANGUAGE_MODEL, UNSUPPORTED_ARCHITECTURE.
+    DATA_LOSS: WEIGHTS_NOT_FINITE. After an error the old model is still in use.
     """
     GetModelInfo: _grpc.UnaryUnaryMultiCallable[_policy_service_pb2.GetModelInfoRequest, _policy_service_pb2.GetModelInfoResponse]
     """GetModelInfo describes the model in use. FAILED_PRECONDITION:
@@ -71,7 +78,11 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     """PolicyService samples responses from the policy and takes new weights for it.
 
     Errors carry google.rpc.ErrorInfo with domain "andon" and one of the reasons
-    listed at each call. Common to all: INTERNAL is never the caller's mistake.
+    listed at each call.
+
+    Any call of any service may answer INVALID_ARGUMENT MALFORMED_MESSAGE,
+    UNAVAILABLE STARTING or SHUTTING_DOWN, DEADLINE_EXCEEDED DEFAULT_DEADLINE (the
+    caller set none) or DEADLINE_PASSED, and INTERNAL UNEXPECTED.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -79,8 +90,9 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     """Sample writes one or several responses to each prompt.
 
     INVALID_ARGUMENT: EMPTY_REQUEST, EMPTY_PROMPT, TOKEN_OUT_OF_VOCABULARY,
-    SEQUENCE_TOO_LONG, INVALID_SAMPLING_PARAMETER. FAILED_PRECONDITION:
-    MODEL_NOT_LOADED, MODEL_VERSION_MISMATCH. RESOURCE_EXHAUSTED: QUEUE_FULL.
+    SEQUENCE_TOO_LONG, INVALID_SAMPLING_PARAMETER, TOO_MANY_SAMPLES.
+    FAILED_PRECONDITION: MODEL_NOT_LOADED, MODEL_VERSION_MISMATCH.
+    RESOURCE_EXHAUSTED: QUEUE_FULL. INTERNAL: LOGITS_NOT_FINITE, SAMPLING_FAILED.
     """
     UpdateWeights: _aio.StreamUnaryMultiCallable[_policy_service_pb2.UpdateWeightsRequest, _policy_service_pb2.UpdateWeightsResponse]  # type: ignore[assignment]
     """UpdateWeights replaces the policy's weights. The first message is the
@@ -98,6 +110,8 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     """LoadModel loads a version from the model store.
 
     NOT_FOUND: MODEL_NOT_FOUND. INVALID_ARGUMENT: INVALID_MODEL_NAME.
+    FAILED_PRECONDITION: NOT_A_LANGUAGE_MODEL, UNSUPPORTED_ARCHITECTURE.
+    DATA_LOSS: WEIGHTS_NOT_FINITE. After an error the old model is still in use.
     """
     GetModelInfo: _aio.UnaryUnaryMultiCallable[_policy_service_pb2.GetModelInfoRequest, _policy_service_pb2.GetModelInfoResponse]  # type: ignore[assignment]
     """GetModelInfo describes the model in use. FAILED_PRECONDITION:
@@ -108,7 +122,11 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
     """PolicyService samples responses from the policy and takes new weights for it.
 
     Errors carry google.rpc.ErrorInfo with domain "andon" and one of the reasons
-    listed at each call. Common to all: INTERNAL is never the caller's mistake.
+    listed at each call.
+
+    Any call of any service may answer INVALID_ARGUMENT MALFORMED_MESSAGE,
+    UNAVAILABLE STARTING or SHUTTING_DOWN, DEADLINE_EXCEEDED DEFAULT_DEADLINE (the
+    caller set none) or DEADLINE_PASSED, and INTERNAL UNEXPECTED.
     """
 
     @_abc_1.abstractmethod
@@ -120,8 +138,9 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         """Sample writes one or several responses to each prompt.
 
         INVALID_ARGUMENT: EMPTY_REQUEST, EMPTY_PROMPT, TOKEN_OUT_OF_VOCABULARY,
-        SEQUENCE_TOO_LONG, INVALID_SAMPLING_PARAMETER. FAILED_PRECONDITION:
-        MODEL_NOT_LOADED, MODEL_VERSION_MISMATCH. RESOURCE_EXHAUSTED: QUEUE_FULL.
+        SEQUENCE_TOO_LONG, INVALID_SAMPLING_PARAMETER, TOO_MANY_SAMPLES.
+        FAILED_PRECONDITION: MODEL_NOT_LOADED, MODEL_VERSION_MISMATCH.
+        RESOURCE_EXHAUSTED: QUEUE_FULL. INTERNAL: LOGITS_NOT_FINITE, SAMPLING_FAILED.
         """
 
     @_abc_1.abstractmethod
@@ -151,6 +170,8 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         """LoadModel loads a version from the model store.
 
         NOT_FOUND: MODEL_NOT_FOUND. INVALID_ARGUMENT: INVALID_MODEL_NAME.
+        FAILED_PRECONDITION: NOT_A_LANGUAGE_MODEL, UNSUPPORTED_ARCHITECTURE.
+        DATA_LOSS: WEIGHTS_NOT_FINITE. After an error the old model is still in use.
         """
 
     @_abc_1.abstractmethod

@@ -65,7 +65,7 @@ class LogProbsRequest(_message.Message):
     """Chosen by the caller, for logs and traces."""
     temperature: _builtins.float
     """Logits are divided by it before the softmax: the temperature the responses
-    were sampled with. Above 0; default 1.
+    were sampled with, 0.0001 to 10000. Default 1.
     """
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogProbsItem]:

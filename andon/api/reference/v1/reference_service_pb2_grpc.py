@@ -28,6 +28,10 @@ if _version_not_supported:
 class ReferenceServiceStub:
     """ReferenceService gives the log-probabilities of responses under the frozen
     model from which the policy started.
+
+    Any call of any service may answer INVALID_ARGUMENT MALFORMED_MESSAGE,
+    UNAVAILABLE STARTING or SHUTTING_DOWN, DEADLINE_EXCEEDED DEFAULT_DEADLINE (the
+    caller set none) or DEADLINE_PASSED, and INTERNAL UNEXPECTED.
     """
 
     def __init__(self, channel):
@@ -56,6 +60,10 @@ class ReferenceServiceStub:
 class ReferenceServiceServicer:
     """ReferenceService gives the log-probabilities of responses under the frozen
     model from which the policy started.
+
+    Any call of any service may answer INVALID_ARGUMENT MALFORMED_MESSAGE,
+    UNAVAILABLE STARTING or SHUTTING_DOWN, DEADLINE_EXCEEDED DEFAULT_DEADLINE (the
+    caller set none) or DEADLINE_PASSED, and INTERNAL UNEXPECTED.
     """
 
     def LogProbs(self, request, context):
@@ -64,15 +72,18 @@ class ReferenceServiceServicer:
         INVALID_ARGUMENT: EMPTY_REQUEST, EMPTY_PROMPT, EMPTY_RESPONSE,
         TOKEN_OUT_OF_VOCABULARY, SEQUENCE_TOO_LONG, INVALID_TEMPERATURE.
         FAILED_PRECONDITION: MODEL_NOT_LOADED, MODEL_VERSION_MISMATCH.
-        RESOURCE_EXHAUSTED: QUEUE_FULL.
+        RESOURCE_EXHAUSTED: QUEUE_FULL. DATA_LOSS: LOGPROBS_NOT_FINITE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def LoadModel(self, request, context):
-        """LoadModel loads a version from the model store. NOT_FOUND: MODEL_NOT_FOUND.
-        INVALID_ARGUMENT: INVALID_MODEL_NAME.
+        """LoadModel loads a version from the model store.
+
+        NOT_FOUND: MODEL_NOT_FOUND. INVALID_ARGUMENT: INVALID_MODEL_NAME.
+        FAILED_PRECONDITION: NOT_A_LANGUAGE_MODEL, UNSUPPORTED_ARCHITECTURE.
+        DATA_LOSS: WEIGHTS_NOT_FINITE. After an error the old model is still in use.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -115,6 +126,10 @@ def add_ReferenceServiceServicer_to_server(servicer, server):
 class ReferenceService:
     """ReferenceService gives the log-probabilities of responses under the frozen
     model from which the policy started.
+
+    Any call of any service may answer INVALID_ARGUMENT MALFORMED_MESSAGE,
+    UNAVAILABLE STARTING or SHUTTING_DOWN, DEADLINE_EXCEEDED DEFAULT_DEADLINE (the
+    caller set none) or DEADLINE_PASSED, and INTERNAL UNEXPECTED.
     """
 
     @staticmethod

@@ -29,6 +29,10 @@ GRPC_VERSION: str
 class ReferenceServiceStub:
     """ReferenceService gives the log-probabilities of responses under the frozen
     model from which the policy started.
+
+    Any call of any service may answer INVALID_ARGUMENT MALFORMED_MESSAGE,
+    UNAVAILABLE STARTING or SHUTTING_DOWN, DEADLINE_EXCEEDED DEFAULT_DEADLINE (the
+    caller set none) or DEADLINE_PASSED, and INTERNAL UNEXPECTED.
     """
 
     @_typing.overload
@@ -41,11 +45,14 @@ class ReferenceServiceStub:
     INVALID_ARGUMENT: EMPTY_REQUEST, EMPTY_PROMPT, EMPTY_RESPONSE,
     TOKEN_OUT_OF_VOCABULARY, SEQUENCE_TOO_LONG, INVALID_TEMPERATURE.
     FAILED_PRECONDITION: MODEL_NOT_LOADED, MODEL_VERSION_MISMATCH.
-    RESOURCE_EXHAUSTED: QUEUE_FULL.
+    RESOURCE_EXHAUSTED: QUEUE_FULL. DATA_LOSS: LOGPROBS_NOT_FINITE.
     """
     LoadModel: _grpc.UnaryUnaryMultiCallable[_reference_service_pb2.LoadModelRequest, _reference_service_pb2.LoadModelResponse]
-    """LoadModel loads a version from the model store. NOT_FOUND: MODEL_NOT_FOUND.
-    INVALID_ARGUMENT: INVALID_MODEL_NAME.
+    """LoadModel loads a version from the model store.
+
+    NOT_FOUND: MODEL_NOT_FOUND. INVALID_ARGUMENT: INVALID_MODEL_NAME.
+    FAILED_PRECONDITION: NOT_A_LANGUAGE_MODEL, UNSUPPORTED_ARCHITECTURE.
+    DATA_LOSS: WEIGHTS_NOT_FINITE. After an error the old model is still in use.
     """
     GetModelInfo: _grpc.UnaryUnaryMultiCallable[_reference_service_pb2.GetModelInfoRequest, _reference_service_pb2.GetModelInfoResponse]
     """GetModelInfo describes the model in use. FAILED_PRECONDITION:
@@ -56,6 +63,10 @@ class ReferenceServiceStub:
 class ReferenceServiceAsyncStub(ReferenceServiceStub):
     """ReferenceService gives the log-probabilities of responses under the frozen
     model from which the policy started.
+
+    Any call of any service may answer INVALID_ARGUMENT MALFORMED_MESSAGE,
+    UNAVAILABLE STARTING or SHUTTING_DOWN, DEADLINE_EXCEEDED DEFAULT_DEADLINE (the
+    caller set none) or DEADLINE_PASSED, and INTERNAL UNEXPECTED.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -65,11 +76,14 @@ class ReferenceServiceAsyncStub(ReferenceServiceStub):
     INVALID_ARGUMENT: EMPTY_REQUEST, EMPTY_PROMPT, EMPTY_RESPONSE,
     TOKEN_OUT_OF_VOCABULARY, SEQUENCE_TOO_LONG, INVALID_TEMPERATURE.
     FAILED_PRECONDITION: MODEL_NOT_LOADED, MODEL_VERSION_MISMATCH.
-    RESOURCE_EXHAUSTED: QUEUE_FULL.
+    RESOURCE_EXHAUSTED: QUEUE_FULL. DATA_LOSS: LOGPROBS_NOT_FINITE.
     """
     LoadModel: _aio.UnaryUnaryMultiCallable[_reference_service_pb2.LoadModelRequest, _reference_service_pb2.LoadModelResponse]  # type: ignore[assignment]
-    """LoadModel loads a version from the model store. NOT_FOUND: MODEL_NOT_FOUND.
-    INVALID_ARGUMENT: INVALID_MODEL_NAME.
+    """LoadModel loads a version from the model store.
+
+    NOT_FOUND: MODEL_NOT_FOUND. INVALID_ARGUMENT: INVALID_MODEL_NAME.
+    FAILED_PRECONDITION: NOT_A_LANGUAGE_MODEL, UNSUPPORTED_ARCHITECTURE.
+    DATA_LOSS: WEIGHTS_NOT_FINITE. After an error the old model is still in use.
     """
     GetModelInfo: _aio.UnaryUnaryMultiCallable[_reference_service_pb2.GetModelInfoRequest, _reference_service_pb2.GetModelInfoResponse]  # type: ignore[assignment]
     """GetModelInfo describes the model in use. FAILED_PRECONDITION:
@@ -79,6 +93,10 @@ class ReferenceServiceAsyncStub(ReferenceServiceStub):
 class ReferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     """ReferenceService gives the log-probabilities of responses under the frozen
     model from which the policy started.
+
+    Any call of any service may answer INVALID_ARGUMENT MALFORMED_MESSAGE,
+    UNAVAILABLE STARTING or SHUTTING_DOWN, DEADLINE_EXCEEDED DEFAULT_DEADLINE (the
+    caller set none) or DEADLINE_PASSED, and INTERNAL UNEXPECTED.
     """
 
     @_abc_1.abstractmethod
@@ -92,7 +110,7 @@ class ReferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         INVALID_ARGUMENT: EMPTY_REQUEST, EMPTY_PROMPT, EMPTY_RESPONSE,
         TOKEN_OUT_OF_VOCABULARY, SEQUENCE_TOO_LONG, INVALID_TEMPERATURE.
         FAILED_PRECONDITION: MODEL_NOT_LOADED, MODEL_VERSION_MISMATCH.
-        RESOURCE_EXHAUSTED: QUEUE_FULL.
+        RESOURCE_EXHAUSTED: QUEUE_FULL. DATA_LOSS: LOGPROBS_NOT_FINITE.
         """
 
     @_abc_1.abstractmethod
@@ -101,8 +119,11 @@ class ReferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _reference_service_pb2.LoadModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_reference_service_pb2.LoadModelResponse, _abc.Awaitable[_reference_service_pb2.LoadModelResponse]]:
-        """LoadModel loads a version from the model store. NOT_FOUND: MODEL_NOT_FOUND.
-        INVALID_ARGUMENT: INVALID_MODEL_NAME.
+        """LoadModel loads a version from the model store.
+
+        NOT_FOUND: MODEL_NOT_FOUND. INVALID_ARGUMENT: INVALID_MODEL_NAME.
+        FAILED_PRECONDITION: NOT_A_LANGUAGE_MODEL, UNSUPPORTED_ARCHITECTURE.
+        DATA_LOSS: WEIGHTS_NOT_FINITE. After an error the old model is still in use.
         """
 
     @_abc_1.abstractmethod

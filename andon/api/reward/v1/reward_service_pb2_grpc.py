@@ -27,6 +27,10 @@ if _version_not_supported:
 
 class RewardServiceStub:
     """RewardService scores summaries of documents with a reward model.
+
+    Any call of any service may answer INVALID_ARGUMENT MALFORMED_MESSAGE,
+    UNAVAILABLE STARTING or SHUTTING_DOWN, DEADLINE_EXCEEDED DEFAULT_DEADLINE (the
+    caller set none) or DEADLINE_PASSED, and INTERNAL UNEXPECTED.
     """
 
     def __init__(self, channel):
@@ -54,6 +58,10 @@ class RewardServiceStub:
 
 class RewardServiceServicer:
     """RewardService scores summaries of documents with a reward model.
+
+    Any call of any service may answer INVALID_ARGUMENT MALFORMED_MESSAGE,
+    UNAVAILABLE STARTING or SHUTTING_DOWN, DEADLINE_EXCEEDED DEFAULT_DEADLINE (the
+    caller set none) or DEADLINE_PASSED, and INTERNAL UNEXPECTED.
     """
 
     def Score(self, request, context):
@@ -65,14 +73,18 @@ class RewardServiceServicer:
         INVALID_ARGUMENT: EMPTY_REQUEST, EMPTY_PROMPT, EMPTY_RESPONSE,
         TOKEN_OUT_OF_VOCABULARY, SEQUENCE_TOO_LONG. FAILED_PRECONDITION:
         MODEL_NOT_LOADED, MODEL_VERSION_MISMATCH. RESOURCE_EXHAUSTED: QUEUE_FULL.
+        DATA_LOSS: SCORES_NOT_FINITE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def LoadModel(self, request, context):
-        """LoadModel loads a version from the model store. NOT_FOUND: MODEL_NOT_FOUND.
-        INVALID_ARGUMENT: INVALID_MODEL_NAME.
+        """LoadModel loads a version from the model store.
+
+        NOT_FOUND: MODEL_NOT_FOUND. INVALID_ARGUMENT: INVALID_MODEL_NAME.
+        FAILED_PRECONDITION: NOT_A_REWARD_MODEL, UNSUPPORTED_ARCHITECTURE.
+        DATA_LOSS: WEIGHTS_NOT_FINITE. After an error the old model is still in use.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -114,6 +126,10 @@ def add_RewardServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class RewardService:
     """RewardService scores summaries of documents with a reward model.
+
+    Any call of any service may answer INVALID_ARGUMENT MALFORMED_MESSAGE,
+    UNAVAILABLE STARTING or SHUTTING_DOWN, DEADLINE_EXCEEDED DEFAULT_DEADLINE (the
+    caller set none) or DEADLINE_PASSED, and INTERNAL UNEXPECTED.
     """
 
     @staticmethod

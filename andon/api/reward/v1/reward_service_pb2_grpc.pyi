@@ -27,7 +27,12 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class RewardServiceStub:
-    """RewardService scores summaries of documents with a reward model."""
+    """RewardService scores summaries of documents with a reward model.
+
+    Any call of any service may answer INVALID_ARGUMENT MALFORMED_MESSAGE,
+    UNAVAILABLE STARTING or SHUTTING_DOWN, DEADLINE_EXCEEDED DEFAULT_DEADLINE (the
+    caller set none) or DEADLINE_PASSED, and INTERNAL UNEXPECTED.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -42,10 +47,14 @@ class RewardServiceStub:
     INVALID_ARGUMENT: EMPTY_REQUEST, EMPTY_PROMPT, EMPTY_RESPONSE,
     TOKEN_OUT_OF_VOCABULARY, SEQUENCE_TOO_LONG. FAILED_PRECONDITION:
     MODEL_NOT_LOADED, MODEL_VERSION_MISMATCH. RESOURCE_EXHAUSTED: QUEUE_FULL.
+    DATA_LOSS: SCORES_NOT_FINITE.
     """
     LoadModel: _grpc.UnaryUnaryMultiCallable[_reward_service_pb2.LoadModelRequest, _reward_service_pb2.LoadModelResponse]
-    """LoadModel loads a version from the model store. NOT_FOUND: MODEL_NOT_FOUND.
-    INVALID_ARGUMENT: INVALID_MODEL_NAME.
+    """LoadModel loads a version from the model store.
+
+    NOT_FOUND: MODEL_NOT_FOUND. INVALID_ARGUMENT: INVALID_MODEL_NAME.
+    FAILED_PRECONDITION: NOT_A_REWARD_MODEL, UNSUPPORTED_ARCHITECTURE.
+    DATA_LOSS: WEIGHTS_NOT_FINITE. After an error the old model is still in use.
     """
     GetModelInfo: _grpc.UnaryUnaryMultiCallable[_reward_service_pb2.GetModelInfoRequest, _reward_service_pb2.GetModelInfoResponse]
     """GetModelInfo describes the model in use. FAILED_PRECONDITION:
@@ -54,7 +63,12 @@ class RewardServiceStub:
 
 @_typing.type_check_only
 class RewardServiceAsyncStub(RewardServiceStub):
-    """RewardService scores summaries of documents with a reward model."""
+    """RewardService scores summaries of documents with a reward model.
+
+    Any call of any service may answer INVALID_ARGUMENT MALFORMED_MESSAGE,
+    UNAVAILABLE STARTING or SHUTTING_DOWN, DEADLINE_EXCEEDED DEFAULT_DEADLINE (the
+    caller set none) or DEADLINE_PASSED, and INTERNAL UNEXPECTED.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Score: _aio.UnaryUnaryMultiCallable[_reward_service_pb2.ScoreRequest, _reward_service_pb2.ScoreResponse]  # type: ignore[assignment]
@@ -66,10 +80,14 @@ class RewardServiceAsyncStub(RewardServiceStub):
     INVALID_ARGUMENT: EMPTY_REQUEST, EMPTY_PROMPT, EMPTY_RESPONSE,
     TOKEN_OUT_OF_VOCABULARY, SEQUENCE_TOO_LONG. FAILED_PRECONDITION:
     MODEL_NOT_LOADED, MODEL_VERSION_MISMATCH. RESOURCE_EXHAUSTED: QUEUE_FULL.
+    DATA_LOSS: SCORES_NOT_FINITE.
     """
     LoadModel: _aio.UnaryUnaryMultiCallable[_reward_service_pb2.LoadModelRequest, _reward_service_pb2.LoadModelResponse]  # type: ignore[assignment]
-    """LoadModel loads a version from the model store. NOT_FOUND: MODEL_NOT_FOUND.
-    INVALID_ARGUMENT: INVALID_MODEL_NAME.
+    """LoadModel loads a version from the model store.
+
+    NOT_FOUND: MODEL_NOT_FOUND. INVALID_ARGUMENT: INVALID_MODEL_NAME.
+    FAILED_PRECONDITION: NOT_A_REWARD_MODEL, UNSUPPORTED_ARCHITECTURE.
+    DATA_LOSS: WEIGHTS_NOT_FINITE. After an error the old model is still in use.
     """
     GetModelInfo: _aio.UnaryUnaryMultiCallable[_reward_service_pb2.GetModelInfoRequest, _reward_service_pb2.GetModelInfoResponse]  # type: ignore[assignment]
     """GetModelInfo describes the model in use. FAILED_PRECONDITION:
@@ -77,7 +95,12 @@ class RewardServiceAsyncStub(RewardServiceStub):
     """
 
 class RewardServiceServicer(metaclass=_abc_1.ABCMeta):
-    """RewardService scores summaries of documents with a reward model."""
+    """RewardService scores summaries of documents with a reward model.
+
+    Any call of any service may answer INVALID_ARGUMENT MALFORMED_MESSAGE,
+    UNAVAILABLE STARTING or SHUTTING_DOWN, DEADLINE_EXCEEDED DEFAULT_DEADLINE (the
+    caller set none) or DEADLINE_PASSED, and INTERNAL UNEXPECTED.
+    """
 
     @_abc_1.abstractmethod
     def Score(
@@ -93,6 +116,7 @@ class RewardServiceServicer(metaclass=_abc_1.ABCMeta):
         INVALID_ARGUMENT: EMPTY_REQUEST, EMPTY_PROMPT, EMPTY_RESPONSE,
         TOKEN_OUT_OF_VOCABULARY, SEQUENCE_TOO_LONG. FAILED_PRECONDITION:
         MODEL_NOT_LOADED, MODEL_VERSION_MISMATCH. RESOURCE_EXHAUSTED: QUEUE_FULL.
+        DATA_LOSS: SCORES_NOT_FINITE.
         """
 
     @_abc_1.abstractmethod
@@ -101,8 +125,11 @@ class RewardServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _reward_service_pb2.LoadModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_reward_service_pb2.LoadModelResponse, _abc.Awaitable[_reward_service_pb2.LoadModelResponse]]:
-        """LoadModel loads a version from the model store. NOT_FOUND: MODEL_NOT_FOUND.
-        INVALID_ARGUMENT: INVALID_MODEL_NAME.
+        """LoadModel loads a version from the model store.
+
+        NOT_FOUND: MODEL_NOT_FOUND. INVALID_ARGUMENT: INVALID_MODEL_NAME.
+        FAILED_PRECONDITION: NOT_A_REWARD_MODEL, UNSUPPORTED_ARCHITECTURE.
+        DATA_LOSS: WEIGHTS_NOT_FINITE. After an error the old model is still in use.
         """
 
     @_abc_1.abstractmethod
