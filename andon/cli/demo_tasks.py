@@ -35,7 +35,7 @@ def build_tasks(
         candidates = [
             CandidateRecord(text=sample.text, source="policy", policy_version=str(sample.model))
             for sample in drawn.samples
-            if sample.text.strip()
+            if is_showable(sample.text)
         ]
         if recipe.with_reference:
             candidates.append(CandidateRecord(text=record.summaries[0], source="reference"))
@@ -52,6 +52,11 @@ def build_tasks(
                 )
             )
     return tasks
+
+
+def is_showable(text: str) -> bool:
+    """Whether the labeling service takes a text: a hardly trained model may write nothing, or NUL bytes."""
+    return bool(text.strip()) and "\0" not in text
 
 
 def _spoiled(

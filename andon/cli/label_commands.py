@@ -13,6 +13,7 @@ from typing import IO, Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from andon.cli.demo_tasks import is_showable
 from andon.cli.endpoints import find_target
 from andon.cli.options import HomeOption, LabelingTarget, PolicyTarget
 from andon.cli.output import JsonFlag, messages, plain, print_json, print_table, results
@@ -204,7 +205,7 @@ def sampled_tasks(
                 texts = [
                     CandidateRecord(text=drawn.text, source="policy", policy_version=str(drawn.model))
                     for drawn in result.samples
-                    if drawn.text.strip()
+                    if is_showable(drawn.text)
                 ]
                 if with_reference and record.summaries:
                     texts.append(CandidateRecord(text=record.summaries[0], source="reference"))

@@ -88,7 +88,10 @@ def print_table(
     """A table for people; columns whose name begins with ">" are set flush right."""
     table = Table(title=title, title_justify="left", header_style="bold")
     for column in columns:
-        table.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")
+        # Folded, not cut: what a person copies out of a table has to be whole.
+        table.add_column(
+            column.removeprefix(">"), justify="right" if column.startswith(">") else "left", overflow="fold"
+        )
     for row in rows:
         table.add_row(*(escape(str(cell)) for cell in row))
     (console or results()).print(table)

@@ -91,7 +91,9 @@ def show_run(
             if on_event is not None:
                 on_event(event)
             if isinstance(event.event, StateChanged):
-                console.print(f"{view.stage} {view.run_id}: {view.state.value} {view.message}".rstrip())
+                console.print(
+                    f"{view.stage} {view.run_id}: {view.state.value} {view.message}".rstrip(), soft_wrap=True
+                )
         return view
     with Live(view, console=console, refresh_per_second=4, transient=True):
         for event in events:

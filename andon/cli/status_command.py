@@ -55,10 +55,11 @@ def status(home: HomeOption = None, as_json: JsonFlag = False) -> None:
         if run is not None:
             steps = f"step {run.step}" + (f" of {run.total_steps}" if run.total_steps else "")
             results().print(
-                f"run {run.run_id} ({run.stage}): {run.state.value}, {steps} {run.status_message}"
+                f"run {run.run_id} ({run.stage}): {run.state.value}, {steps} {run.status_message}",
+                soft_wrap=True,
             )
         if cord is not None and cord.pulled:
-            results().print(f"[bold red]cord pulled[/] by {cord.actor}: {cord.reason}")
+            results().print(f"[bold red]cord pulled[/] by {cord.actor}: {cord.reason}", soft_wrap=True)
     if len(reachable) < len(statuses):
         raise typer.Exit(EXIT_UNREACHABLE)
 

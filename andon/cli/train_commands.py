@@ -28,6 +28,12 @@ class OnInterrupt(StrEnum):
     STOP = "stop"  # it ends for good, with a checkpoint
 
 
+INTERRUPT_EFFECTS = {
+    OnInterrupt.DETACH: "Ctrl-C leaves it running",
+    OnInterrupt.PAUSE: "Ctrl-C pauses it",
+    OnInterrupt.STOP: "Ctrl-C ends it for good",
+}
+
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="The stage's settings as YAML or JSON.")]
 SetOption = Annotated[
     list[str] | None,
@@ -238,7 +244,7 @@ def _run(
 def _follow(client: TrainerClient, run: Run, *, on_interrupt: OnInterrupt, as_json: bool) -> None:
     """Shows the run until it ends; exit code 1 when it did not succeed."""
     console = messages()
-    console.print(f"run {run.run_id}; Ctrl-C does this to it: {on_interrupt.value}", highlight=False)
+    console.print(f"run {run.run_id}; {INTERRUPT_EFFECTS[on_interrupt]}", highlight=False, soft_wrap=True)
 
     def print_event(event: RunEvent) -> None:
         if as_json:

@@ -1,4 +1,4 @@
-"""The whole loop over real services, small: to its report, through kills of every service, and after Ctrl-C."""
+"""The whole loop over real services, small: its report, kills of every service, Ctrl-C and going on."""
 
 import json
 import os
