@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from andon.cli.measurements import Advance, Measuring, PolicyTexts, gold_scores
 from andon.corpus.builtin.generate import Post
 from andon.corpus.records import DocumentRecord
+from andon.errors import InvalidArgumentError
 from andon.evaluation.overlap import lead_sentences, rouge
 from andon.evaluation.summary import PolicySummary, SampleRow, summarise_policy
 from andon.evaluation.win_rate import WinRate, win_rate
@@ -75,7 +76,7 @@ def compare_policies(
             [record.summaries for record in documents],
             version=None if policy.version is None else str(policy.version),
             gold_scores=scores[GOLD_JUDGE][policy.name] if GOLD_JUDGE in scores else None,
-            reward_scores=scores[REWARD_JUDGE][policy.name],
+            reward_scores=scores[REWARD_JUDGE].get(policy.name),
             ended=policy.ended,
         )
         for policy in roster
@@ -99,12 +100,7 @@ def _scores_by_judge(
     posts: Sequence[Post] | None,
 ) -> dict[str, dict[str, list[float]]]:
     """judge -> policy -> one score per document."""
-    names = [policy.name for policy in roster]
-    rows = measuring.reward_scores(
-        [record.document for record in documents],
-        list(zip(*(policy.texts for policy in roster), strict=True)),
-    )
-    scores = {REWARD_JUDGE: {name: [row[place] for row in rows] for place, name in enumerate(names)}}
+    scores = {REWARD_JUDGE: _reward_scores(measuring, roster, [record.document for record in documents])}
     if posts is not None:
         scores[GOLD_JUDGE] = gold_scores(posts, {policy.name: policy.texts for policy in roster})
     else:
@@ -117,6 +113,25 @@ def _scores_by_judge(
             if policy.name != REFERENCES
         }
     return scores
+
+
+def _reward_scores(
+    measuring: Measuring, roster: Sequence[PolicyTexts], documents: Sequence[str]
+) -> dict[str, list[float]]:
+    """policy -> one score per document; without those whose texts are too long for the reward model."""
+    try:
+        rows = measuring.reward_scores(
+            documents, list(zip(*(policy.texts for policy in roster), strict=True))
+        )
+    except InvalidArgumentError as error:
+        if error.reason != "SEQUENCE_TOO_LONG":
+            raise
+        if len(roster) == 1:
+            return {}
+        # Three sentences of a long document may be more than the model takes: score each policy by itself.
+        alone = [_reward_scores(measuring, [policy], documents) for policy in roster]
+        return {name: scores for found in alone for name, scores in found.items()}
+    return {policy.name: [row[place] for row in rows] for place, policy in enumerate(roster)}
 
 
 def _win_rates(models: Sequence[str], scores: Mapping[str, Mapping[str, Sequence[float]]]) -> list[WinRate]:
