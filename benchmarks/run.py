@@ -181,12 +181,15 @@ def rows_of(contest: Contest, rounds: Sequence[Round]) -> list[Row]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows for people to read."""
-    lines = [f"{'work':40} {'against':32} {'ratio':>6}   {'range':>13}   bar"]
+    """The rows for people to read, as Markdown."""
+    lines = [
+        f"| {'work':40} | {'against':32} | ratio | range         | bar         |",
+        f"|{'-' * 42}|{'-' * 34}|------:|---------------|-------------|",
+    ]
     for row in rows:
-        spread = f"{row.low:.2f} - {row.high:.2f}"
+        spread = f"{row.low:.2f} to {row.high:.2f}"
         bar = "" if row.bar is None else f"{row.bar:.1f} {'reached' if row.ratio >= row.bar else 'MISSED'}"
-        lines.append(f"{row.work:40} {row.peer:32} {row.ratio:6.2f}   {spread:>13}   {bar}".rstrip())
+        lines.append(f"| {row.work:40} | {row.peer:32} | {row.ratio:5.2f} | {spread:13} | {bar:11} |")
     return "\n".join(lines)
 
 
