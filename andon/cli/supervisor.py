@@ -31,6 +31,7 @@ from andon.cli.endpoints import (
     remove_endpoints,
     write_endpoints,
 )
+from andon.cli.orphans import StartedProcess, end_orphans, forget_processes, note_processes
 from andon.client.health import Health, check_health
 from andon.errors import FailedPreconditionError, UnavailableError
 
@@ -76,6 +77,7 @@ class _Child:
 
     service: str
     process: subprocess.Popen[bytes] | None = None
+    command: tuple[str, ...] = ()
     started_at_s: float = 0.0
     restart_count: int = 0
     restart_delay_s: float = FIRST_RESTART_DELAY_S
@@ -167,6 +169,8 @@ class Supervisor:
             folder.mkdir(parents=True, exist_ok=True)
         self._take_home()
         try:
+            for service in end_orphans(self.home):
+                self._on_event(ChildEvent(service=service, message="was left running by a killed supervisor"))
             self._check_ports()
             with self._lock:
                 for child in self._children.values():
@@ -191,6 +195,7 @@ class Supervisor:
         self._terminate(["trainer"], TRAINER_DRAIN_S)
         self._terminate([service for service in self._children if service != "trainer"], DRAIN_S)
         if self._home_lock is not None:
+            forget_processes(self.home)
             self._home_lock.close()
             self._home_lock = None
 
@@ -250,17 +255,27 @@ class Supervisor:
             "TOKENIZERS_PARALLELISM": "false",
             **os.environ,
         }
+        command = self._command(child.service, self._flags(child))
         with self.log_path(child.service).open("ab") as log:
             child.process = subprocess.Popen(
-                self._command(child.service, self._flags(child)),
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment,
                 start_new_session=True,  # Ctrl-C goes to the supervisor alone, which then drains in order
             )
+        child.command = tuple(command)
         child.started_at_s = time.monotonic()
         child.restart_at_s = None
+        note_processes(
+            self.home,
+            {
+                known.service: StartedProcess(process_id=known.process.pid, command=known.command)
+                for known in self._children.values()
+                if known.process is not None
+            },
+        )
 
     def _flags(self, child: _Child) -> list[str]:
         ports = self.ports[child.service]

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import textwrap
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from andon.cli.endpoints import SERVICES, read_endpoints
+from andon.cli.orphans import StartedProcess, end_orphans, note_processes
 from andon.cli.supervisor import ChildEvent, Supervisor, free_ports, last_words
 from andon.client.health import Health, check_health
 from andon.errors import FailedPreconditionError, UnavailableError
@@ -169,3 +171,45 @@ def test_last_words(tmp_path: Path, content: str, words: str) -> None:
     path.write_text(content)
     assert last_words(path) == words
     assert last_words(tmp_path / "none.log") == "it wrote no log"
+
+
+KILLED_SUPERVISOR = textwrap.dedent(
+    """
+    import os, signal, sys
+    from pathlib import Path
+    from andon.cli.supervisor import Supervisor, free_ports
+
+    home, program = sys.argv[1:]
+    command = lambda service, flags: [sys.executable, program, service, *flags]
+    Supervisor(Path(home), ports=free_ports(), command=command).start()
+    os.kill(os.getpid(), signal.SIGKILL)
+    """
+)
+
+
+def test_what_a_killed_supervisor_left_is_ended_first(make: Start, program: Path, tmp_path: Path) -> None:
+    arguments = [sys.executable, "-c", KILLED_SUPERVISOR, str(tmp_path / "home"), str(program)]
+    killed = subprocess.run(arguments, check=False, timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    left = read_endpoints(tmp_path / "home")
+    assert {check_health(target, timeout_s=10) for target in left.values()} == {Health.SERVING}
+    told: list[ChildEvent] = []
+    supervisor = make(on_event=told.append)
+    supervisor.start()
+    assert sorted(event.service for event in told) == sorted(SERVICES)
+    assert {check_health(target, timeout_s=1) for target in left.values()} == {Health.UNREACHABLE}
+    for service in SERVICES:
+        assert "drained" in supervisor.log_path(service).read_text()
+
+
+def test_a_process_that_is_another_one_now_is_left_alone(tmp_path: Path) -> None:
+    own = StartedProcess(process_id=os.getpid(), command=("python", "-m", "services.policy"))
+    note_processes(tmp_path, {"policy": own})
+    assert end_orphans(tmp_path) == []
+    assert end_orphans(tmp_path) == []
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"policy": 3}', '{"policy": {"process_id": "x"}}'])
+def test_a_damaged_note_of_processes_ends_nothing(tmp_path: Path, content: str) -> None:
+    (tmp_path / "processes.json").write_text(content)
+    assert end_orphans(tmp_path) == []
