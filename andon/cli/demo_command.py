@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from andon.cli.demo_state import open_state
 from andon.cli.output import JsonFlag, messages, print_json, results
-from andon.cli.recipes import Recipe, packaged_recipe, read_recipe
+from andon.cli.recipes import Recipe, packaged_recipe, read_recipe, with_beta
 
 
 def demo(
@@ -85,10 +85,7 @@ def _recipe(path: Path | None, *, data: str | None, small: bool, beta: float | N
     else:
         name = "builtin" if data is None else "documents"
         chosen = packaged_recipe(("documents-small" if data else "small") if small else name)
-    if beta is None:
-        return chosen
-    ppo: dict[str, Any] = {**chosen.ppo, "kl": {"kind": "fixed", "beta": beta}}
-    return chosen.model_copy(update={"ppo": ppo})
+    return chosen if beta is None else with_beta(chosen, beta)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from andon.cli.demo_flow import DemoFlow, DemoOutcome, StageCurve
 from andon.cli.measurements import Measuring, gold_scores
 from andon.cli.output import print_table
 from andon.cli.policy_comparison import GOLD_JUDGE, REFERENCES, compare_policies
+from andon.cli.recipes import Recipe
 from andon.evaluation.report import write_report
 from andon.evaluation.summary import Curve, Report
 from andon.evaluation.win_rate import win_rate
@@ -67,7 +68,7 @@ def _measured(flow: DemoFlow, outcome: DemoOutcome) -> Report:
         curves.append(on_the_way)
     return Report(
         title=recipe.title,
-        notes=corpus.notes,
+        notes=(*corpus.notes, *_notes_on_penalty(recipe)),
         seed=request.seed,
         win_rates=comparison.win_rates,
         policies=comparison.summaries,
@@ -87,6 +88,17 @@ def _measured(flow: DemoFlow, outcome: DemoOutcome) -> Report:
             "restarts": {name: flow.supervisor.restart_count(name) for name in flow.supervisor.targets},
             **recipe.model_dump(mode="json"),
         },
+    )
+
+
+def _notes_on_penalty(recipe: Recipe) -> tuple[str, ...]:
+    if recipe.ppo.get("kl", {}).get("beta") != 0:
+        return ()
+    changed = ", ".join(f"{name} {value}" for name, value in recipe.ppo_without_penalty.items())
+    settings = f" and with settings of its own ({changed})" if changed else ""
+    return (
+        f"PPO ran without a KL penalty{settings}: watch the reward model's score rise while the wins by "
+        "the gold judge fall. It shows what the penalty is for; it is no policy to use.",
     )
 
 

@@ -88,9 +88,19 @@ class Recipe(_Section):
     """Settings of the trainer's reward_model stage."""
     ppo: dict[str, Any]
     """Settings of the trainer's ppo stage."""
+    ppo_without_penalty: dict[str, Any] = Field(default_factory=dict)
+    """Put over ``ppo`` when the demo is asked for beta 0: what it takes to see over-optimisation in minutes.
+    """
     evaluation: EvaluationRecipe
     services: dict[str, dict[str, str]] = Field(default_factory=dict)
     """Further flags of services, for example {"policy": {"threads": "2"}}."""
+
+
+def with_beta(recipe: Recipe, beta: float) -> Recipe:
+    """The recipe with another, fixed KL coefficient."""
+    further = recipe.ppo_without_penalty if beta == 0 else {}
+    ppo = {**recipe.ppo, **further, "kl": {"kind": "fixed", "beta": beta}}
+    return recipe.model_copy(update={"ppo": ppo})
 
 
 def packaged_recipe(name: str) -> Recipe:

@@ -8,7 +8,7 @@ import pytest
 from andon.cli.demo_corpus import builtin_corpus, corpus_of_documents
 from andon.cli.demo_state import open_state
 from andon.cli.demo_tasks import build_tasks
-from andon.cli.recipes import CorpusRecipe, LabelingRecipe, packaged_recipe, read_recipe
+from andon.cli.recipes import CorpusRecipe, LabelingRecipe, packaged_recipe, read_recipe, with_beta
 from andon.client.policy import PromptSamples, Sample
 from andon.corpus.builtin.judge import GoldJudge
 from andon.corpus.loaders import load_documents
@@ -154,3 +154,13 @@ def test_a_recipe_with_an_unknown_key_is_named(tmp_path: Path) -> None:
     path.write_text("title: x\ncorpora: {}\n")
     with pytest.raises(InvalidArgumentError, match=r"mine\.yaml"):
         read_recipe(path)
+
+
+def test_beta_is_put_over_the_recipe_and_zero_brings_its_own_settings() -> None:
+    recipe = packaged_recipe("builtin")
+    gentle = with_beta(recipe, 0.3)
+    assert gentle.ppo == {**recipe.ppo, "kl": {"kind": "fixed", "beta": 0.3}}
+    free = with_beta(recipe, 0)
+    assert free.ppo["kl"] == {"kind": "fixed", "beta": 0}
+    assert free.ppo["learning_rate"] == recipe.ppo_without_penalty["learning_rate"]
+    assert recipe.ppo["kl"]["beta"] > 0
