@@ -407,7 +407,9 @@ class ModelStore:
         try:
             yield folder
         finally:
-            shutil.rmtree(folder)
+            # Under the lock: half removed, the folder would look like a dead writer's to the next one.
+            with self._lock():
+                shutil.rmtree(folder)
             held.close()
 
 
