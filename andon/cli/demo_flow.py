@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -37,7 +37,9 @@ from andon.corpus.records import ComparisonRecord, DocumentRecord
 from andon.errors import FailedPreconditionError
 from andon.modeling.versions import ModelVersion
 
-Result = TypeVar("Result")
+# How long a service that was killed may take to come back before the demo gives up: on a machine with other
+# work to do, starting a process that needs torch takes minutes.
+PATIENCE_S = 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +92,7 @@ class DemoFlow:
         self._curves: dict[Stage, StageCurve] = {}
         self._stored: dict[Stage, tuple[ModelVersion, ...]] = {}
         self.supervisor = Supervisor(
-            request.out / "home", ports=free_ports(), arguments=self._recipe.services, on_event=self._tell
+            request.out / "home", ports=free_ports(), arguments=_arguments(self._recipe), on_event=self._tell
         )
 
     def __enter__(self) -> DemoFlow:
@@ -251,7 +253,10 @@ class DemoFlow:
 
         # From the first event on, also of a run that is taken up again: its curves are wanted whole.
         show_run(
-            self.trainer.watch_run(run_id), RunView(stage=stage, run_id=run_id), self._console, on_event=note
+            self.trainer.watch_run(run_id, reconnect_s=PATIENCE_S),
+            RunView(stage=stage, run_id=run_id),
+            self._console,
+            on_event=note,
         )
         self._curves[stage] = StageCurve(stage=stage, steps=dict(sorted(steps.items())))
         self._stored[stage] = tuple(stored)
@@ -350,3 +355,10 @@ class DemoFlow:
 
     def _tell(self, event: ChildEvent) -> None:
         self._console.print(f"[yellow]! {event.service}[/] {event.message}", highlight=False)
+
+
+def _arguments(recipe: Recipe) -> dict[str, dict[str, str]]:
+    """Flags of the services: the recipe's, and as much patience in the trainer as the demo has."""
+    arguments = {service: dict(flags) for service, flags in recipe.services.items()}
+    arguments.setdefault("trainer", {}).setdefault("peer-patience-s", str(PATIENCE_S))
+    return arguments

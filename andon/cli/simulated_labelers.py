@@ -25,7 +25,7 @@ from andon.errors import InvalidArgumentError, UnavailableError
 
 TASKS_PER_LEASE = 10  # few, so that all labelers get some of a small batch
 LEASE_S = 600.0
-PATIENCE_S = 120.0  # how long a labeling service that is gone may take to come back
+PATIENCE_S = 600.0  # how long a labeling service that is gone may take to come back
 ROUGE_TIE_WIDTH = 1e-9
 
 AnswerMode = Literal["ranking", "choice"]
