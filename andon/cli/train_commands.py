@@ -78,7 +78,7 @@ def reward_model(
         typer.Option("--comparisons", help=f"People's decisions: {SourceHelp}, or labeling:BATCH."),
     ] = None,
     base_model: Annotated[
-        str | None, typer.Option("--base-model", help="The model to start from, for example sft@latest.")
+        str | None, typer.Option("--base-model", help="The model to start from: sft@latest when left out.")
     ] = None,
     config: ConfigOption = None,
     assignments: SetOption = None,

@@ -56,7 +56,7 @@ LABELING_PREFIX = "labeling:"
 class RewardModelConfig(OptimizationConfig):
     """What one reward-model run does."""
 
-    base_model: str  # the supervised model: in the store, a folder, or a public name
+    base_model: str = "sft@latest"  # the supervised model: in the store, a folder, or a public name
     extra_layers: int = Field(default=0, ge=0)  # on top of the base model's
     extra_layers_gain: float = Field(default=0.0, ge=0)  # of their first outputs; at 0 they begin as identity
     comparisons: str  # "labeling:<batch>" (all batches without one), or a source of andon.corpus.loaders
