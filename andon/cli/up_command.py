@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,6 +16,14 @@ from andon.cli.options import HomeOption
 from andon.cli.output import JsonFlag, messages, print_json, print_table
 from andon.cli.settings import read_settings, write_service_configs
 from andon.cli.supervisor import ChildEvent, Supervisor, default_ports, free_ports
+from andon.modeling.store import ModelStore
+
+# What is served from a store that has it: the first of these names.
+SERVED_MODELS = {
+    "policy": ("policy@stable", "policy@latest", "sft@latest"),
+    "reference": ("sft@latest",),
+    "reward": ("reward@stable", "reward@latest"),
+}
 
 
 class StopSignal:
@@ -50,11 +59,15 @@ def up(
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Run all services on this machine until Ctrl-C."""
+    """Run all services on this machine until Ctrl-C.
+
+    They serve the latest models of the store, if it has some and --config names no others.
+    """
     folder = home_folder(home)
     console = messages()
     folder.mkdir(parents=True, exist_ok=True)
-    config_files = {} if config is None else write_service_configs(read_settings(config), folder)
+    settings = {} if config is None else read_settings(config)
+    config_files = write_service_configs(settings, folder) if settings else {}
 
     def tell(event: ChildEvent) -> None:
         console.print(f"[yellow]{event.service}[/] {event.message}")
@@ -63,6 +76,7 @@ def up(
         folder,
         ports=free_ports() if any_ports else default_ports(),
         config_files=config_files,
+        arguments=models_to_serve(ModelStore(folder / "store"), settings),
         on_event=tell,
     )
     with StopSignal() as stop:
@@ -75,6 +89,19 @@ def up(
             with console.status("letting the services finish ..."):
                 supervisor.stop()
     console.print("stopped")
+
+
+def models_to_serve(store: ModelStore, settings: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """The flags that name each service's model, for services whose settings leave it open."""
+    known = store.aliases()
+    flags: dict[str, dict[str, str]] = {}
+    for service, names in SERVED_MODELS.items():
+        if "model" in settings.get(service, {}):
+            continue
+        found = next((name for name in names if name in known), None)
+        if found is not None:
+            flags[service] = {"model": found}
+    return flags
 
 
 def _show_addresses(supervisor: Supervisor, *, as_json: bool) -> None:
