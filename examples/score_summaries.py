@@ -3,7 +3,7 @@
 from andon.client.policy import PolicyClient, SamplingParameters
 from andon.client.reward import RewardClient
 
-post = "my sister borrowed my car and brought it back with an empty tank . should i say something ?"
+post = "on monday my sister borrowed my piano because of the wedding . now i feel angry . should i complain ?"
 
 with PolicyClient("127.0.0.1:50051") as policy, RewardClient("127.0.0.1:50053") as reward:
     result = policy.sample([post], SamplingParameters(samples_per_prompt=4, max_new_tokens=48, seed=7))
