@@ -92,7 +92,9 @@ class PullCordRequest(_message.Message):
     request_id: _builtins.str
     """Required, unique per pull: makes the call safe to repeat."""
     actor: _builtins.str
-    """Who pulls; required, at most 200 characters."""
+    """Who pulls, at most 200 characters; the token's name when empty. Only "service"
+    and "admin" may name somebody else.
+    """
     reason: _builtins.str
     """Why; required, at most 10,000 characters."""
     def __init__(
@@ -146,7 +148,9 @@ class ReleaseCordRequest(_message.Message):
     request_id: _builtins.str
     """Required, unique per release: makes the call safe to repeat."""
     actor: _builtins.str
-    """Who releases; required, at most 200 characters."""
+    """Who releases, at most 200 characters; the token's name when empty. Only
+    "admin" may name somebody else.
+    """
     reason: _builtins.str
     """Why it is safe to go on; required, at most 10,000 characters."""
     def __init__(

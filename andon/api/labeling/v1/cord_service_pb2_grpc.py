@@ -26,8 +26,9 @@ if _version_not_supported:
 
 
 class CordServiceStub:
-    """CordService holds the andon cord: anyone may stop training, and only a release
-    lets it go on. Pulls and releases are kept in an append-only record.
+    """CordService holds the andon cord: anyone may stop training, and only a
+    researcher's release lets it go on. Pulls and releases are kept in an
+    append-only record. Calls carry a bearer token as for LabelingService.
     """
 
     def __init__(self, channel):
@@ -59,12 +60,13 @@ class CordServiceStub:
 
 
 class CordServiceServicer:
-    """CordService holds the andon cord: anyone may stop training, and only a release
-    lets it go on. Pulls and releases are kept in an append-only record.
+    """CordService holds the andon cord: anyone may stop training, and only a
+    researcher's release lets it go on. Pulls and releases are kept in an
+    append-only record. Calls carry a bearer token as for LabelingService.
     """
 
     def PullCord(self, request, context):
-        """PullCord stops training. Pulling a pulled cord adds a further reason to the
+        """PullCord stops training. Every role may. Pulling a pulled cord adds a further reason to the
         record. A repeated request_id returns the first answer.
 
         INVALID_ARGUMENT: INVALID_ACTOR, EMPTY_REASON, INVALID_REQUEST_ID,
@@ -75,7 +77,7 @@ class CordServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReleaseCord(self, request, context):
-        """ReleaseCord lets training go on.
+        """ReleaseCord lets training go on. Roles: researcher, admin.
 
         INVALID_ARGUMENT: INVALID_ACTOR, EMPTY_REASON, INVALID_REQUEST_ID,
         INVALID_TEXT, TEXT_TOO_LONG.
@@ -132,8 +134,9 @@ def add_CordServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CordService:
-    """CordService holds the andon cord: anyone may stop training, and only a release
-    lets it go on. Pulls and releases are kept in an append-only record.
+    """CordService holds the andon cord: anyone may stop training, and only a
+    researcher's release lets it go on. Pulls and releases are kept in an
+    append-only record. Calls carry a bearer token as for LabelingService.
     """
 
     @staticmethod

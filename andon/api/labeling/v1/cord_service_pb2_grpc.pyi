@@ -27,8 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class CordServiceStub:
-    """CordService holds the andon cord: anyone may stop training, and only a release
-    lets it go on. Pulls and releases are kept in an append-only record.
+    """CordService holds the andon cord: anyone may stop training, and only a
+    researcher's release lets it go on. Pulls and releases are kept in an
+    append-only record. Calls carry a bearer token as for LabelingService.
     """
 
     @_typing.overload
@@ -36,14 +37,14 @@ class CordServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> CordServiceAsyncStub: ...
     PullCord: _grpc.UnaryUnaryMultiCallable[_cord_service_pb2.PullCordRequest, _cord_service_pb2.PullCordResponse]
-    """PullCord stops training. Pulling a pulled cord adds a further reason to the
+    """PullCord stops training. Every role may. Pulling a pulled cord adds a further reason to the
     record. A repeated request_id returns the first answer.
 
     INVALID_ARGUMENT: INVALID_ACTOR, EMPTY_REASON, INVALID_REQUEST_ID,
     INVALID_TEXT, TEXT_TOO_LONG.
     """
     ReleaseCord: _grpc.UnaryUnaryMultiCallable[_cord_service_pb2.ReleaseCordRequest, _cord_service_pb2.ReleaseCordResponse]
-    """ReleaseCord lets training go on.
+    """ReleaseCord lets training go on. Roles: researcher, admin.
 
     INVALID_ARGUMENT: INVALID_ACTOR, EMPTY_REASON, INVALID_REQUEST_ID,
     INVALID_TEXT, TEXT_TOO_LONG.
@@ -58,20 +59,21 @@ class CordServiceStub:
 
 @_typing.type_check_only
 class CordServiceAsyncStub(CordServiceStub):
-    """CordService holds the andon cord: anyone may stop training, and only a release
-    lets it go on. Pulls and releases are kept in an append-only record.
+    """CordService holds the andon cord: anyone may stop training, and only a
+    researcher's release lets it go on. Pulls and releases are kept in an
+    append-only record. Calls carry a bearer token as for LabelingService.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     PullCord: _aio.UnaryUnaryMultiCallable[_cord_service_pb2.PullCordRequest, _cord_service_pb2.PullCordResponse]  # type: ignore[assignment]
-    """PullCord stops training. Pulling a pulled cord adds a further reason to the
+    """PullCord stops training. Every role may. Pulling a pulled cord adds a further reason to the
     record. A repeated request_id returns the first answer.
 
     INVALID_ARGUMENT: INVALID_ACTOR, EMPTY_REASON, INVALID_REQUEST_ID,
     INVALID_TEXT, TEXT_TOO_LONG.
     """
     ReleaseCord: _aio.UnaryUnaryMultiCallable[_cord_service_pb2.ReleaseCordRequest, _cord_service_pb2.ReleaseCordResponse]  # type: ignore[assignment]
-    """ReleaseCord lets training go on.
+    """ReleaseCord lets training go on. Roles: researcher, admin.
 
     INVALID_ARGUMENT: INVALID_ACTOR, EMPTY_REASON, INVALID_REQUEST_ID,
     INVALID_TEXT, TEXT_TOO_LONG.
@@ -85,8 +87,9 @@ class CordServiceAsyncStub(CordServiceStub):
     """GetCord gives the state."""
 
 class CordServiceServicer(metaclass=_abc_1.ABCMeta):
-    """CordService holds the andon cord: anyone may stop training, and only a release
-    lets it go on. Pulls and releases are kept in an append-only record.
+    """CordService holds the andon cord: anyone may stop training, and only a
+    researcher's release lets it go on. Pulls and releases are kept in an
+    append-only record. Calls carry a bearer token as for LabelingService.
     """
 
     @_abc_1.abstractmethod
@@ -95,7 +98,7 @@ class CordServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cord_service_pb2.PullCordRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cord_service_pb2.PullCordResponse, _abc.Awaitable[_cord_service_pb2.PullCordResponse]]:
-        """PullCord stops training. Pulling a pulled cord adds a further reason to the
+        """PullCord stops training. Every role may. Pulling a pulled cord adds a further reason to the
         record. A repeated request_id returns the first answer.
 
         INVALID_ARGUMENT: INVALID_ACTOR, EMPTY_REASON, INVALID_REQUEST_ID,
@@ -108,7 +111,7 @@ class CordServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cord_service_pb2.ReleaseCordRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cord_service_pb2.ReleaseCordResponse, _abc.Awaitable[_cord_service_pb2.ReleaseCordResponse]]:
-        """ReleaseCord lets training go on.
+        """ReleaseCord lets training go on. Roles: researcher, admin.
 
         INVALID_ARGUMENT: INVALID_ACTOR, EMPTY_REASON, INVALID_REQUEST_ID,
         INVALID_TEXT, TEXT_TOO_LONG.

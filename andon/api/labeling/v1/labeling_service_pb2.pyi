@@ -10,6 +10,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -20,6 +21,456 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _BatchMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BatchModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BatchMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BATCH_MODE_UNSPECIFIED: _BatchMode.ValueType  # 0
+    """Batched, where a mode is wanted."""
+    BATCH_MODE_OFFLINE: _BatchMode.ValueType  # 1
+    """A fixed set of comparisons."""
+    BATCH_MODE_BATCHED: _BatchMode.ValueType  # 2
+    """A large batch is collected, then everything is trained anew from the base."""
+    BATCH_MODE_ONLINE: _BatchMode.ValueType  # 3
+    """Labels arrive while the policy changes: the newest tasks come first."""
+
+class BatchMode(_BatchMode, metaclass=_BatchModeEnumTypeWrapper):
+    """BatchMode says how labels and policies follow each other."""
+
+BATCH_MODE_UNSPECIFIED: BatchMode.ValueType  # 0
+"""Batched, where a mode is wanted."""
+BATCH_MODE_OFFLINE: BatchMode.ValueType  # 1
+"""A fixed set of comparisons."""
+BATCH_MODE_BATCHED: BatchMode.ValueType  # 2
+"""A large batch is collected, then everything is trained anew from the base."""
+BATCH_MODE_ONLINE: BatchMode.ValueType  # 3
+"""Labels arrive while the policy changes: the newest tasks come first."""
+Global___BatchMode: _TypeAlias = BatchMode  # noqa: Y015
+
+class _TaskKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TaskKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TaskKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TASK_KIND_UNSPECIFIED: _TaskKind.ValueType  # 0
+    """Compare."""
+    TASK_KIND_COMPARE: _TaskKind.ValueType  # 1
+    """Compare 2 to 9 candidates."""
+    TASK_KIND_WRITE: _TaskKind.ValueType  # 2
+    """Write a better summary of the document."""
+    TASK_KIND_EDIT: _TaskKind.ValueType  # 3
+    """Edit the first candidate into a better summary."""
+    TASK_KIND_JUDGE: _TaskKind.ValueType  # 4
+    """Say yes or no to one candidate. Only imported."""
+
+class TaskKind(_TaskKind, metaclass=_TaskKindEnumTypeWrapper):
+    """TaskKind says what a labeler is asked to do."""
+
+TASK_KIND_UNSPECIFIED: TaskKind.ValueType  # 0
+"""Compare."""
+TASK_KIND_COMPARE: TaskKind.ValueType  # 1
+"""Compare 2 to 9 candidates."""
+TASK_KIND_WRITE: TaskKind.ValueType  # 2
+"""Write a better summary of the document."""
+TASK_KIND_EDIT: TaskKind.ValueType  # 3
+"""Edit the first candidate into a better summary."""
+TASK_KIND_JUDGE: TaskKind.ValueType  # 4
+"""Say yes or no to one candidate. Only imported."""
+Global___TaskKind: _TypeAlias = TaskKind  # noqa: Y015
+
+class _TaskPurpose:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TaskPurposeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TaskPurpose.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TASK_PURPOSE_UNSPECIFIED: _TaskPurpose.ValueType  # 0
+    """Ordinary."""
+    TASK_PURPOSE_ORDINARY: _TaskPurpose.ValueType  # 1
+    """Data."""
+    TASK_PURPOSE_CALIBRATION: _TaskPurpose.ValueType  # 2
+    """Everybody answers it, researchers too: data, and a measure of agreement."""
+    TASK_PURPOSE_DRIFT: _TaskPurpose.ValueType  # 3
+    """A supervised sample against the reference: data, and a measure of drift."""
+    TASK_PURPOSE_GOLD: _TaskPurpose.ValueType  # 4
+    """The right answer is known: a measure of labelers."""
+    TASK_PURPOSE_TRAINING: _TaskPurpose.ValueType  # 5
+    """Onboarding with feedback. The right answer is known."""
+    TASK_PURPOSE_SCREENING: _TaskPurpose.ValueType  # 6
+    """Onboarding without feedback. The right answer is known."""
+
+class TaskPurpose(_TaskPurpose, metaclass=_TaskPurposeEnumTypeWrapper):
+    """TaskPurpose says what the answers to a task are for."""
+
+TASK_PURPOSE_UNSPECIFIED: TaskPurpose.ValueType  # 0
+"""Ordinary."""
+TASK_PURPOSE_ORDINARY: TaskPurpose.ValueType  # 1
+"""Data."""
+TASK_PURPOSE_CALIBRATION: TaskPurpose.ValueType  # 2
+"""Everybody answers it, researchers too: data, and a measure of agreement."""
+TASK_PURPOSE_DRIFT: TaskPurpose.ValueType  # 3
+"""A supervised sample against the reference: data, and a measure of drift."""
+TASK_PURPOSE_GOLD: TaskPurpose.ValueType  # 4
+"""The right answer is known: a measure of labelers."""
+TASK_PURPOSE_TRAINING: TaskPurpose.ValueType  # 5
+"""Onboarding with feedback. The right answer is known."""
+TASK_PURPOSE_SCREENING: TaskPurpose.ValueType  # 6
+"""Onboarding without feedback. The right answer is known."""
+Global___TaskPurpose: _TypeAlias = TaskPurpose  # noqa: Y015
+
+class _Flag:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FlagEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Flag.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FLAG_UNSPECIFIED: _Flag.ValueType  # 0
+    """None."""
+    FLAG_HARMFUL: _Flag.ValueType  # 1
+    """It could harm somebody."""
+    FLAG_MADE_UP: _Flag.ValueType  # 2
+    """It says what the document does not."""
+    FLAG_PERSONAL_DATA: _Flag.ValueType  # 3
+    """It holds personal data."""
+    FLAG_CANNOT_JUDGE: _Flag.ValueType  # 4
+    """The labeler cannot judge it."""
+
+class Flag(_Flag, metaclass=_FlagEnumTypeWrapper):
+    """Flag marks a candidate for review. It never deletes anything."""
+
+FLAG_UNSPECIFIED: Flag.ValueType  # 0
+"""None."""
+FLAG_HARMFUL: Flag.ValueType  # 1
+"""It could harm somebody."""
+FLAG_MADE_UP: Flag.ValueType  # 2
+"""It says what the document does not."""
+FLAG_PERSONAL_DATA: Flag.ValueType  # 3
+"""It holds personal data."""
+FLAG_CANNOT_JUDGE: Flag.ValueType  # 4
+"""The labeler cannot judge it."""
+Global___Flag: _TypeAlias = Flag  # noqa: Y015
+
+@_typing.final
+class Onboarding(_message.Message):
+    """Onboarding is what a labeler goes through before they work. All zero: nothing."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRAINING_COUNT_FIELD_NUMBER: _builtins.int
+    SCREENING_COUNT_FIELD_NUMBER: _builtins.int
+    MIN_AGREEMENT_FIELD_NUMBER: _builtins.int
+    MAX_ITEM_DURATION_FIELD_NUMBER: _builtins.int
+    MAX_ATTEMPTS_FIELD_NUMBER: _builtins.int
+    training_count: _builtins.int
+    """Training items a new labeler answers, with feedback; at most 100."""
+    screening_count: _builtins.int
+    """Screening items after them; at most 100."""
+    min_agreement: _builtins.float
+    """Admitted from this share of right screening answers on, 0..1."""
+    max_attempts: _builtins.int
+    """How often the screening may be taken; 1 when 0, at most 10."""
+    @_builtins.property
+    def max_item_duration(self) -> _duration_pb2.Duration:
+        """And when an item took no longer than this on average; no limit when absent."""
+
+    def __init__(
+        self,
+        *,
+        training_count: _builtins.int = ...,
+        screening_count: _builtins.int = ...,
+        min_agreement: _builtins.float = ...,
+        max_item_duration: _duration_pb2.Duration | None = ...,
+        max_attempts: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["max_item_duration", b"max_item_duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_attempts", b"max_attempts", "max_item_duration", b"max_item_duration", "min_agreement", b"min_agreement", "screening_count", b"screening_count", "training_count", b"training_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Onboarding: _TypeAlias = Onboarding  # noqa: Y015
+
+@_typing.final
+class ProjectSettings(_message.Message):
+    """ProjectSettings is what a researcher decides for a project."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TITLE_FIELD_NUMBER: _builtins.int
+    INSTRUCTIONS_FIELD_NUMBER: _builtins.int
+    NAIVE_READING_FIELD_NUMBER: _builtins.int
+    RATING_AXES_FIELD_NUMBER: _builtins.int
+    NO_INDIFFERENCE_FIELD_NUMBER: _builtins.int
+    READING_AIDS_FIELD_NUMBER: _builtins.int
+    ONBOARDING_FIELD_NUMBER: _builtins.int
+    title: _builtins.str
+    """What people read on top of the page; the name when empty."""
+    instructions: _builtins.str
+    """What labelers read before they begin, as plain text. A change makes a new
+    version, which every labeler is shown once.
+    """
+    naive_reading: _builtins.bool
+    """Ask for a reading of the candidates before the document is shown."""
+    rating_axes: _builtins.bool
+    """Ask for 1..7 on accuracy, coverage, coherence and overall."""
+    no_indifference: _builtins.bool
+    """Leave out "no difference" (5) from the 9-point scale of pairs."""
+    reading_aids: _builtins.bool
+    """Offer word differences and look-up in the document; their use is logged."""
+    @_builtins.property
+    def onboarding(self) -> Global___Onboarding:
+        """Before the first item."""
+
+    def __init__(
+        self,
+        *,
+        title: _builtins.str = ...,
+        instructions: _builtins.str = ...,
+        naive_reading: _builtins.bool = ...,
+        rating_axes: _builtins.bool = ...,
+        no_indifference: _builtins.bool = ...,
+        reading_aids: _builtins.bool = ...,
+        onboarding: Global___Onboarding | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["onboarding", b"onboarding"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instructions", b"instructions", "naive_reading", b"naive_reading", "no_indifference", b"no_indifference", "onboarding", b"onboarding", "rating_axes", b"rating_axes", "reading_aids", b"reading_aids", "title", b"title"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProjectSettings: _TypeAlias = ProjectSettings  # noqa: Y015
+
+@_typing.final
+class BatchSettings(_message.Message):
+    """BatchSettings is what a researcher decides for a batch. Shares are 0..1 of each
+    labeler's items and together at most 0.9.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODE_FIELD_NUMBER: _builtins.int
+    CALIBRATION_SHARE_FIELD_NUMBER: _builtins.int
+    DRIFT_SHARE_FIELD_NUMBER: _builtins.int
+    GOLD_SHARE_FIELD_NUMBER: _builtins.int
+    REPEAT_SHARE_FIELD_NUMBER: _builtins.int
+    MAX_ANSWERS_PER_LABELER_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    CLOSED_FIELD_NUMBER: _builtins.int
+    mode: Global___BatchMode.ValueType
+    """How labels and policies follow each other."""
+    calibration_share: _builtins.float
+    """Share of items from the project's calibration pool; 0.1 to 0.2 is usual."""
+    drift_share: _builtins.float
+    """Share of supervised-against-reference items."""
+    gold_share: _builtins.float
+    """Share of items whose right answer is known."""
+    repeat_share: _builtins.float
+    """Share of items that the labeler answered before, for self-consistency."""
+    max_answers_per_labeler: _builtins.int
+    """Most answers of one labeler in this batch; no limit when 0."""
+    priority: _builtins.int
+    """Batches of a project are worked off from the highest priority down."""
+    closed: _builtins.bool
+    """A closed batch gives out no more work."""
+    def __init__(
+        self,
+        *,
+        mode: Global___BatchMode.ValueType = ...,
+        calibration_share: _builtins.float = ...,
+        drift_share: _builtins.float = ...,
+        gold_share: _builtins.float = ...,
+        repeat_share: _builtins.float = ...,
+        max_answers_per_labeler: _builtins.int = ...,
+        priority: _builtins.int = ...,
+        closed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibration_share", b"calibration_share", "closed", b"closed", "drift_share", b"drift_share", "gold_share", b"gold_share", "max_answers_per_labeler", b"max_answers_per_labeler", "mode", b"mode", "priority", b"priority", "repeat_share", b"repeat_share"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchSettings: _TypeAlias = BatchSettings  # noqa: Y015
+
+@_typing.final
+class CreateProjectRequest(_message.Message):
+    """CreateProjectRequest makes a project."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROJECT_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    project: _builtins.str
+    """Letters, digits, '.', '_', '-'; at most 100; required."""
+    @_builtins.property
+    def settings(self) -> Global___ProjectSettings:
+        """The defaults hold where it says nothing."""
+
+    def __init__(
+        self,
+        *,
+        project: _builtins.str = ...,
+        settings: Global___ProjectSettings | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["project", b"project", "settings", b"settings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateProjectRequest: _TypeAlias = CreateProjectRequest  # noqa: Y015
+
+@_typing.final
+class CreateProjectResponse(_message.Message):
+    """CreateProjectResponse confirms."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CREATED_FIELD_NUMBER: _builtins.int
+    created: _builtins.bool
+    """False when it was there already."""
+    def __init__(
+        self,
+        *,
+        created: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateProjectResponse: _TypeAlias = CreateProjectResponse  # noqa: Y015
+
+@_typing.final
+class ListProjectsRequest(_message.Message):
+    """ListProjectsRequest asks for a page of projects."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """At most so many projects; 100 when 0, at most 1,000."""
+    page_token: _builtins.str
+    """From the last answer; empty for the first page."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListProjectsRequest: _TypeAlias = ListProjectsRequest  # noqa: Y015
+
+@_typing.final
+class Batch(_message.Message):
+    """Batch is a batch as it stands."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCH_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    batch: _builtins.str
+    """Its name."""
+    @_builtins.property
+    def settings(self) -> Global___BatchSettings:
+        """What was decided for it."""
+
+    @_builtins.property
+    def progress(self) -> Global___GetProgressResponse:
+        """How far it is."""
+
+    def __init__(
+        self,
+        *,
+        batch: _builtins.str = ...,
+        settings: Global___BatchSettings | None = ...,
+        progress: Global___GetProgressResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress", "settings", b"settings"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "progress", b"progress", "settings", b"settings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Batch: _TypeAlias = Batch  # noqa: Y015
+
+@_typing.final
+class Project(_message.Message):
+    """Project is a project as it stands."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROJECT_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    INSTRUCTIONS_VERSION_FIELD_NUMBER: _builtins.int
+    BATCHES_FIELD_NUMBER: _builtins.int
+    project: _builtins.str
+    """Its name."""
+    instructions_version: _builtins.int
+    """Grows by one with every change of the instructions."""
+    @_builtins.property
+    def settings(self) -> Global___ProjectSettings:
+        """What was decided for it."""
+
+    @_builtins.property
+    def batches(self) -> _containers.RepeatedCompositeFieldContainer[Global___Batch]:
+        """Its batches, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        project: _builtins.str = ...,
+        settings: Global___ProjectSettings | None = ...,
+        instructions_version: _builtins.int = ...,
+        batches: _abc.Iterable[Global___Batch] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "instructions_version", b"instructions_version", "project", b"project", "settings", b"settings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Project: _TypeAlias = Project  # noqa: Y015
+
+@_typing.final
+class ListProjectsResponse(_message.Message):
+    """ListProjectsResponse is a page of projects."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROJECTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def projects(self) -> _containers.RepeatedCompositeFieldContainer[Global___Project]:
+        """By name."""
+
+    def __init__(
+        self,
+        *,
+        projects: _abc.Iterable[Global___Project] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "projects", b"projects"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListProjectsResponse: _TypeAlias = ListProjectsResponse  # noqa: Y015
 
 @_typing.final
 class Candidate(_message.Message):
@@ -65,15 +516,35 @@ class Task(_message.Message):
     CANDIDATES_FIELD_NUMBER: _builtins.int
     DOCUMENT_ID_FIELD_NUMBER: _builtins.int
     OVERLAP_COUNT_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    PURPOSE_FIELD_NUMBER: _builtins.int
+    EXPECTED_FIELD_NUMBER: _builtins.int
+    EXPLANATION_FIELD_NUMBER: _builtins.int
     document: _builtins.str
     """What the candidates summarise."""
     document_id: _builtins.str
     """The caller's own id of the document, carried through to the export."""
     overlap_count: _builtins.int
-    """How many labelers answer this task; 1 when 0, at most 100."""
+    """How many labelers answer this task; 1 when 0, at most 100. Of no effect for
+    calibration, gold, training and screening items, which everybody answers.
+    """
+    kind: Global___TaskKind.ValueType
+    """What labelers are asked to do."""
+    purpose: Global___TaskPurpose.ValueType
+    """What the answers are for."""
+    explanation: _builtins.str
+    """Why it is the right answer; shown after a training item."""
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]:
-        """2 to 9 candidates, in the caller's order, which answers refer back to."""
+        """2 to 9 candidates, in the caller's order, which answers refer back to. For
+        TASK_KIND_WRITE none or more, which are not shown; for TASK_KIND_EDIT one.
+        """
+
+    @_builtins.property
+    def expected(self) -> Global___Ranking:
+        """The right answer, in the order of candidates; required for gold, training
+        and screening items and refused for others.
+        """
 
     def __init__(
         self,
@@ -82,10 +553,14 @@ class Task(_message.Message):
         candidates: _abc.Iterable[Global___Candidate] | None = ...,
         document_id: _builtins.str = ...,
         overlap_count: _builtins.int = ...,
+        kind: Global___TaskKind.ValueType = ...,
+        purpose: Global___TaskPurpose.ValueType = ...,
+        expected: Global___Ranking | None = ...,
+        explanation: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expected", b"expected"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "document", b"document", "document_id", b"document_id", "overlap_count", b"overlap_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "document", b"document", "document_id", b"document_id", "expected", b"expected", "explanation", b"explanation", "kind", b"kind", "overlap_count", b"overlap_count", "purpose", b"purpose"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -100,13 +575,23 @@ class SubmitTasksRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     BATCH_FIELD_NUMBER: _builtins.int
     TASKS_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    BATCH_SETTINGS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Required, unique per submission: makes the call safe to repeat."""
     batch: _builtins.str
     """The batch the tasks belong to: letters, digits, '.', '_', '-'; required."""
+    project: _builtins.str
+    """The project of a batch that is new; "default" when empty, which always
+    exists. For a batch that is there, empty or its project.
+    """
     @_builtins.property
     def tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Task]:
         """At least one task, at most 10,000."""
+
+    @_builtins.property
+    def batch_settings(self) -> Global___BatchSettings:
+        """For a batch that is new; of no effect on one that is there."""
 
     def __init__(
         self,
@@ -114,10 +599,12 @@ class SubmitTasksRequest(_message.Message):
         request_id: _builtins.str = ...,
         batch: _builtins.str = ...,
         tasks: _abc.Iterable[Global___Task] | None = ...,
+        project: _builtins.str = ...,
+        batch_settings: Global___BatchSettings | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch_settings", b"batch_settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "request_id", b"request_id", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "batch_settings", b"batch_settings", "project", b"project", "request_id", b"request_id", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -157,12 +644,15 @@ class LeaseTasksRequest(_message.Message):
     BATCH_FIELD_NUMBER: _builtins.int
     MAX_TASKS_FIELD_NUMBER: _builtins.int
     LEASE_DURATION_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
     labeler_id: _builtins.str
     """Who asks: letters, digits, '.', '_', '-', '@'; required."""
     batch: _builtins.str
     """Only tasks of this batch; any batch when empty."""
     max_tasks: _builtins.int
     """At most so many tasks; 1 when 0, at most 1,000."""
+    project: _builtins.str
+    """Only tasks of this project; any project when empty."""
     @_builtins.property
     def lease_duration(self) -> _duration_pb2.Duration:
         """How long the labeler may take over them; the service's default when absent."""
@@ -174,10 +664,11 @@ class LeaseTasksRequest(_message.Message):
         batch: _builtins.str = ...,
         max_tasks: _builtins.int = ...,
         lease_duration: _duration_pb2.Duration | None = ...,
+        project: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["lease_duration", b"lease_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "labeler_id", b"labeler_id", "lease_duration", b"lease_duration", "max_tasks", b"max_tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "labeler_id", b"labeler_id", "lease_duration", b"lease_duration", "max_tasks", b"max_tasks", "project", b"project"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -316,6 +807,72 @@ class Ranking(_message.Message):
 Global___Ranking: _TypeAlias = Ranking  # noqa: Y015
 
 @_typing.final
+class Verdict(_message.Message):
+    """Verdict is a yes or no to one candidate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFFIRMED_FIELD_NUMBER: _builtins.int
+    affirmed: _builtins.bool
+    """Yes."""
+    def __init__(
+        self,
+        *,
+        affirmed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["affirmed", b"affirmed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
+
+@_typing.final
+class Rating(_message.Message):
+    """Rating is what a labeler says of one candidate by itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCURACY_FIELD_NUMBER: _builtins.int
+    COVERAGE_FIELD_NUMBER: _builtins.int
+    COHERENCE_FIELD_NUMBER: _builtins.int
+    OVERALL_FIELD_NUMBER: _builtins.int
+    FLAGS_FIELD_NUMBER: _builtins.int
+    NAIVE_READING_FIELD_NUMBER: _builtins.int
+    accuracy: _builtins.int
+    """1 (bad) to 7 (good): whether what it says is right; 0 when not asked."""
+    coverage: _builtins.int
+    """1 to 7: whether it says what matters."""
+    coherence: _builtins.int
+    """1 to 7: whether it reads well by itself."""
+    overall: _builtins.int
+    """1 to 7: all in all."""
+    naive_reading: _builtins.str
+    """What the labeler took it to say before the document was shown."""
+    @_builtins.property
+    def flags(self) -> _containers.RepeatedScalarFieldContainer[Global___Flag.ValueType]:
+        """What to look at."""
+
+    def __init__(
+        self,
+        *,
+        accuracy: _builtins.int = ...,
+        coverage: _builtins.int = ...,
+        coherence: _builtins.int = ...,
+        overall: _builtins.int = ...,
+        flags: _abc.Iterable[Global___Flag.ValueType] | None = ...,
+        naive_reading: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accuracy", b"accuracy", "coherence", b"coherence", "coverage", b"coverage", "flags", b"flags", "naive_reading", b"naive_reading", "overall", b"overall"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Rating: _TypeAlias = Rating  # noqa: Y015
+
+@_typing.final
 class Answer(_message.Message):
     """Answer is what a labeler decided about one leased task."""
 
@@ -327,12 +884,19 @@ class Answer(_message.Message):
     CONFIDENCE_FIELD_NUMBER: _builtins.int
     NOTE_FIELD_NUMBER: _builtins.int
     ANSWER_DURATION_FIELD_NUMBER: _builtins.int
+    PREFERENCE_FIELD_NUMBER: _builtins.int
+    RATINGS_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.str
     """The lease being answered."""
     confidence: _builtins.int
     """How sure the labeler is, 1 (a guess) to 9 (certain); 0 when not asked."""
     note: _builtins.str
     """Free text, at most 10,000 characters."""
+    preference: _builtins.int
+    """For pairs, in place of confidence: 1 (the first is far better) to 9 (the
+    second is far better), 5 for no difference; 0 when not asked. It must agree
+    with the decision.
+    """
     @_builtins.property
     def choice(self) -> Global___Choice:
         """The best candidate."""
@@ -345,6 +909,10 @@ class Answer(_message.Message):
     def answer_duration(self) -> _duration_pb2.Duration:
         """How long the labeler took, as their client measured it."""
 
+    @_builtins.property
+    def ratings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rating]:
+        """One per candidate in LeasedTask.candidates, or none."""
+
     def __init__(
         self,
         *,
@@ -354,10 +922,12 @@ class Answer(_message.Message):
         confidence: _builtins.int = ...,
         note: _builtins.str = ...,
         answer_duration: _duration_pb2.Duration | None = ...,
+        preference: _builtins.int = ...,
+        ratings: _abc.Iterable[Global___Rating] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["answer_duration", b"answer_duration", "choice", b"choice", "decision", b"decision", "ranking", b"ranking"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_duration", b"answer_duration", "choice", b"choice", "confidence", b"confidence", "decision", b"decision", "lease_id", b"lease_id", "note", b"note", "ranking", b"ranking"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_duration", b"answer_duration", "choice", b"choice", "confidence", b"confidence", "decision", b"decision", "lease_id", b"lease_id", "note", b"note", "preference", b"preference", "ranking", b"ranking", "ratings", b"ratings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_decision: _TypeAlias = _typing.Literal["choice", "ranking"]  # noqa: Y015
     _WhichOneofArgType_decision: _TypeAlias = _typing.Literal["decision", b"decision"]  # noqa: Y015
@@ -422,6 +992,113 @@ class SubmitAnswersResponse(_message.Message):
 Global___SubmitAnswersResponse: _TypeAlias = SubmitAnswersResponse  # noqa: Y015
 
 @_typing.final
+class SkippedTask(_message.Message):
+    """SkippedTask is a leased task that a labeler gives back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    lease_id: _builtins.str
+    """The lease."""
+    reason: _builtins.str
+    """Why; required, at most 10,000 characters."""
+    def __init__(
+        self,
+        *,
+        lease_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_id", b"lease_id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SkippedTask: _TypeAlias = SkippedTask  # noqa: Y015
+
+@_typing.final
+class SkipTasksRequest(_message.Message):
+    """SkipTasksRequest gives tasks back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    LABELER_ID_FIELD_NUMBER: _builtins.int
+    SKIPS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Required, unique per submission: makes the call safe to repeat."""
+    labeler_id: _builtins.str
+    """Who skips; the leases must be theirs."""
+    @_builtins.property
+    def skips(self) -> _containers.RepeatedCompositeFieldContainer[Global___SkippedTask]:
+        """At least one, at most 1,000."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        labeler_id: _builtins.str = ...,
+        skips: _abc.Iterable[Global___SkippedTask] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["labeler_id", b"labeler_id", "request_id", b"request_id", "skips", b"skips"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SkipTasksRequest: _TypeAlias = SkipTasksRequest  # noqa: Y015
+
+@_typing.final
+class SkipTasksResponse(_message.Message):
+    """SkipTasksResponse confirms."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SkipTasksResponse: _TypeAlias = SkipTasksResponse  # noqa: Y015
+
+@_typing.final
+class LabelerFold(_message.Message):
+    """LabelerFold splits labelers into k groups by a hash of their ids, so that a
+    model can be tested on people it never learned from.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FOLD_COUNT_FIELD_NUMBER: _builtins.int
+    FOLD_FIELD_NUMBER: _builtins.int
+    COMPLEMENT_FIELD_NUMBER: _builtins.int
+    fold_count: _builtins.int
+    """k: 2 to 100."""
+    fold: _builtins.int
+    """Which group, from 0."""
+    complement: _builtins.bool
+    """All groups but this one."""
+    def __init__(
+        self,
+        *,
+        fold_count: _builtins.int = ...,
+        fold: _builtins.int = ...,
+        complement: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["complement", b"complement", "fold", b"fold", "fold_count", b"fold_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LabelerFold: _TypeAlias = LabelerFold  # noqa: Y015
+
+@_typing.final
 class ExportComparisonsRequest(_message.Message):
     """ExportComparisonsRequest selects answers."""
 
@@ -430,26 +1107,108 @@ class ExportComparisonsRequest(_message.Message):
     BATCH_FIELD_NUMBER: _builtins.int
     AFTER_COMPARISON_ID_FIELD_NUMBER: _builtins.int
     FOLLOW_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    LABELER_FOLD_FIELD_NUMBER: _builtins.int
+    WITH_SUPERSEDED_FIELD_NUMBER: _builtins.int
+    WITH_ONBOARDING_FIELD_NUMBER: _builtins.int
     batch: _builtins.str
     """Only this batch; all batches when empty."""
     after_comparison_id: _builtins.int
     """Only answers with a larger comparison_id; all when 0."""
     follow: _builtins.bool
     """Wait for further answers when the recorded ones are sent."""
+    project: _builtins.str
+    """Only this project; all projects when empty."""
+    with_superseded: _builtins.bool
+    """Answers that a correction has superseded, too."""
+    with_onboarding: _builtins.bool
+    """Answers to training and screening items, too."""
+    @_builtins.property
+    def labeler_fold(self) -> Global___LabelerFold:
+        """Only labelers of these groups; all labelers when absent."""
+
     def __init__(
         self,
         *,
         batch: _builtins.str = ...,
         after_comparison_id: _builtins.int = ...,
         follow: _builtins.bool = ...,
+        project: _builtins.str = ...,
+        labeler_fold: Global___LabelerFold | None = ...,
+        with_superseded: _builtins.bool = ...,
+        with_onboarding: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["labeler_fold", b"labeler_fold"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_comparison_id", b"after_comparison_id", "batch", b"batch", "follow", b"follow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_comparison_id", b"after_comparison_id", "batch", b"batch", "follow", b"follow", "labeler_fold", b"labeler_fold", "project", b"project", "with_onboarding", b"with_onboarding", "with_superseded", b"with_superseded"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExportComparisonsRequest: _TypeAlias = ExportComparisonsRequest  # noqa: Y015
+
+@_typing.final
+class Telemetry(_message.Message):
+    """Telemetry is how an answer came about, as the labeler's page measured it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHOWN_TIME_FIELD_NUMBER: _builtins.int
+    FIRST_ACTION_TIME_FIELD_NUMBER: _builtins.int
+    SUBMIT_TIME_FIELD_NUMBER: _builtins.int
+    ACTIVE_DURATION_FIELD_NUMBER: _builtins.int
+    CHANGE_COUNT_FIELD_NUMBER: _builtins.int
+    AIDS_FIELD_NUMBER: _builtins.int
+    DEVICE_CLASS_FIELD_NUMBER: _builtins.int
+    PAGE_VERSION_FIELD_NUMBER: _builtins.int
+    INSTRUCTIONS_VERSION_FIELD_NUMBER: _builtins.int
+    change_count: _builtins.int
+    """How often the answer was changed before it was submitted."""
+    device_class: _builtins.str
+    """"desktop", "tablet" or "phone"."""
+    page_version: _builtins.str
+    """The version of the page."""
+    instructions_version: _builtins.int
+    """The version of the instructions that the labeler had read."""
+    @_builtins.property
+    def shown_time(self) -> _timestamp_pb2.Timestamp:
+        """When the item appeared."""
+
+    @_builtins.property
+    def first_action_time(self) -> _timestamp_pb2.Timestamp:
+        """When the labeler first acted."""
+
+    @_builtins.property
+    def submit_time(self) -> _timestamp_pb2.Timestamp:
+        """When they submitted."""
+
+    @_builtins.property
+    def active_duration(self) -> _duration_pb2.Duration:
+        """How long the page was visible and not idle."""
+
+    @_builtins.property
+    def aids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Which aids were used, for example "differences"."""
+
+    def __init__(
+        self,
+        *,
+        shown_time: _timestamp_pb2.Timestamp | None = ...,
+        first_action_time: _timestamp_pb2.Timestamp | None = ...,
+        submit_time: _timestamp_pb2.Timestamp | None = ...,
+        active_duration: _duration_pb2.Duration | None = ...,
+        change_count: _builtins.int = ...,
+        aids: _abc.Iterable[_builtins.str] | None = ...,
+        device_class: _builtins.str = ...,
+        page_version: _builtins.str = ...,
+        instructions_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["active_duration", b"active_duration", "first_action_time", b"first_action_time", "shown_time", b"shown_time", "submit_time", b"submit_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_duration", b"active_duration", "aids", b"aids", "change_count", b"change_count", "device_class", b"device_class", "first_action_time", b"first_action_time", "instructions_version", b"instructions_version", "page_version", b"page_version", "shown_time", b"shown_time", "submit_time", b"submit_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Telemetry: _TypeAlias = Telemetry  # noqa: Y015
 
 @_typing.final
 class Comparison(_message.Message):
@@ -465,6 +1224,7 @@ class Comparison(_message.Message):
     CANDIDATES_FIELD_NUMBER: _builtins.int
     CHOICE_FIELD_NUMBER: _builtins.int
     RANKING_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
     CONFIDENCE_FIELD_NUMBER: _builtins.int
     NOTE_FIELD_NUMBER: _builtins.int
     LABELER_ID_FIELD_NUMBER: _builtins.int
@@ -472,6 +1232,15 @@ class Comparison(_message.Message):
     LEASE_TIME_FIELD_NUMBER: _builtins.int
     ANSWER_TIME_FIELD_NUMBER: _builtins.int
     ANSWER_DURATION_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    PURPOSE_FIELD_NUMBER: _builtins.int
+    PREFERENCE_FIELD_NUMBER: _builtins.int
+    RATINGS_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
+    SUPERSEDES_COMPARISON_ID_FIELD_NUMBER: _builtins.int
+    IS_SUPERSEDED_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    TELEMETRY_FIELD_NUMBER: _builtins.int
     comparison_id: _builtins.int
     """Grows with every recorded answer."""
     task_id: _builtins.str
@@ -488,6 +1257,22 @@ class Comparison(_message.Message):
     """Free text."""
     labeler_id: _builtins.str
     """Who decided."""
+    project: _builtins.str
+    """The project of the batch."""
+    purpose: Global___TaskPurpose.ValueType
+    """What the answer is for."""
+    preference: _builtins.int
+    """For pairs: 1 (candidates[0] is far better) to 9 (candidates[1] is far
+    better); 0 when not asked.
+    """
+    round: _builtins.int
+    """0 for the labeler's first answer to this task, 1 for the first repeat."""
+    supersedes_comparison_id: _builtins.int
+    """The comparison that this one corrects; 0 for none."""
+    is_superseded: _builtins.bool
+    """Whether a later comparison corrects this one."""
+    origin: _builtins.str
+    """Where it was given: "site", "grpc" or "import"."""
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]:
         """The candidates in the submitter's order."""
@@ -499,6 +1284,10 @@ class Comparison(_message.Message):
     @_builtins.property
     def ranking(self) -> Global___Ranking:
         """The order of all candidates."""
+
+    @_builtins.property
+    def verdict(self) -> Global___Verdict:
+        """Yes or no to the one candidate."""
 
     @_builtins.property
     def shown_order(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -516,6 +1305,14 @@ class Comparison(_message.Message):
     def answer_duration(self) -> _duration_pb2.Duration:
         """How long the labeler took, as their client measured it."""
 
+    @_builtins.property
+    def ratings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rating]:
+        """One per candidate of this message, or none."""
+
+    @_builtins.property
+    def telemetry(self) -> Global___Telemetry:
+        """How it came about; absent where it was not measured."""
+
     def __init__(
         self,
         *,
@@ -527,6 +1324,7 @@ class Comparison(_message.Message):
         candidates: _abc.Iterable[Global___Candidate] | None = ...,
         choice: Global___Choice | None = ...,
         ranking: Global___Ranking | None = ...,
+        verdict: Global___Verdict | None = ...,
         confidence: _builtins.int = ...,
         note: _builtins.str = ...,
         labeler_id: _builtins.str = ...,
@@ -534,12 +1332,21 @@ class Comparison(_message.Message):
         lease_time: _timestamp_pb2.Timestamp | None = ...,
         answer_time: _timestamp_pb2.Timestamp | None = ...,
         answer_duration: _duration_pb2.Duration | None = ...,
+        project: _builtins.str = ...,
+        purpose: Global___TaskPurpose.ValueType = ...,
+        preference: _builtins.int = ...,
+        ratings: _abc.Iterable[Global___Rating] | None = ...,
+        round: _builtins.int = ...,
+        supersedes_comparison_id: _builtins.int = ...,
+        is_superseded: _builtins.bool = ...,
+        origin: _builtins.str = ...,
+        telemetry: Global___Telemetry | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer_duration", b"answer_duration", "answer_time", b"answer_time", "choice", b"choice", "decision", b"decision", "lease_time", b"lease_time", "ranking", b"ranking"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer_duration", b"answer_duration", "answer_time", b"answer_time", "choice", b"choice", "decision", b"decision", "lease_time", b"lease_time", "ranking", b"ranking", "telemetry", b"telemetry", "verdict", b"verdict"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_duration", b"answer_duration", "answer_time", b"answer_time", "batch", b"batch", "candidates", b"candidates", "choice", b"choice", "comparison_id", b"comparison_id", "confidence", b"confidence", "decision", b"decision", "document", b"document", "document_id", b"document_id", "labeler_id", b"labeler_id", "lease_time", b"lease_time", "note", b"note", "ranking", b"ranking", "shown_order", b"shown_order", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_duration", b"answer_duration", "answer_time", b"answer_time", "batch", b"batch", "candidates", b"candidates", "choice", b"choice", "comparison_id", b"comparison_id", "confidence", b"confidence", "decision", b"decision", "document", b"document", "document_id", b"document_id", "is_superseded", b"is_superseded", "labeler_id", b"labeler_id", "lease_time", b"lease_time", "note", b"note", "origin", b"origin", "preference", b"preference", "project", b"project", "purpose", b"purpose", "ranking", b"ranking", "ratings", b"ratings", "round", b"round", "shown_order", b"shown_order", "supersedes_comparison_id", b"supersedes_comparison_id", "task_id", b"task_id", "telemetry", b"telemetry", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_decision: _TypeAlias = _typing.Literal["choice", "ranking"]  # noqa: Y015
+    _WhichOneofReturnType_decision: _TypeAlias = _typing.Literal["choice", "ranking", "verdict"]  # noqa: Y015
     _WhichOneofArgType_decision: _TypeAlias = _typing.Literal["decision", b"decision"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_decision) -> _WhichOneofReturnType_decision | None: ...
 
@@ -570,22 +1377,381 @@ class ExportComparisonsResponse(_message.Message):
 Global___ExportComparisonsResponse: _TypeAlias = ExportComparisonsResponse  # noqa: Y015
 
 @_typing.final
+class ImportedComparison(_message.Message):
+    """ImportedComparison is one answer that was given elsewhere."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROW_FIELD_NUMBER: _builtins.int
+    DOCUMENT_ID_FIELD_NUMBER: _builtins.int
+    DOCUMENT_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    CHOICE_FIELD_NUMBER: _builtins.int
+    RANKING_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
+    PREFERENCE_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    LABELER_ID_FIELD_NUMBER: _builtins.int
+    RATINGS_FIELD_NUMBER: _builtins.int
+    ANSWER_TIME_FIELD_NUMBER: _builtins.int
+    row: _builtins.int
+    """Where the row stands in its source, for the report."""
+    document_id: _builtins.str
+    """The document's id in its source."""
+    document: _builtins.str
+    """The document; empty where the source does not have it."""
+    confidence: _builtins.int
+    """1 to 9; 0 when not known."""
+    preference: _builtins.int
+    """1 to 9, pairs only; 0 when not known."""
+    note: _builtins.str
+    """Free text."""
+    labeler_id: _builtins.str
+    """Who decided, by the source's own id; "unknown" when empty."""
+    @_builtins.property
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]:
+        """1 to 9 candidates. Rows of the same batch with the same document_id,
+        document and candidates are answers to the same task.
+        """
+
+    @_builtins.property
+    def choice(self) -> Global___Choice:
+        """The best candidate."""
+
+    @_builtins.property
+    def ranking(self) -> Global___Ranking:
+        """The order of all candidates."""
+
+    @_builtins.property
+    def verdict(self) -> Global___Verdict:
+        """Yes or no to the one candidate."""
+
+    @_builtins.property
+    def ratings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rating]:
+        """One per candidate, or none."""
+
+    @_builtins.property
+    def answer_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was decided, where that is known."""
+
+    def __init__(
+        self,
+        *,
+        row: _builtins.int = ...,
+        document_id: _builtins.str = ...,
+        document: _builtins.str = ...,
+        candidates: _abc.Iterable[Global___Candidate] | None = ...,
+        choice: Global___Choice | None = ...,
+        ranking: Global___Ranking | None = ...,
+        verdict: Global___Verdict | None = ...,
+        confidence: _builtins.int = ...,
+        preference: _builtins.int = ...,
+        note: _builtins.str = ...,
+        labeler_id: _builtins.str = ...,
+        ratings: _abc.Iterable[Global___Rating] | None = ...,
+        answer_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer_time", b"answer_time", "choice", b"choice", "decision", b"decision", "ranking", b"ranking", "verdict", b"verdict"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_time", b"answer_time", "candidates", b"candidates", "choice", b"choice", "confidence", b"confidence", "decision", b"decision", "document", b"document", "document_id", b"document_id", "labeler_id", b"labeler_id", "note", b"note", "preference", b"preference", "ranking", b"ranking", "ratings", b"ratings", "row", b"row", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_decision: _TypeAlias = _typing.Literal["choice", "ranking", "verdict"]  # noqa: Y015
+    _WhichOneofArgType_decision: _TypeAlias = _typing.Literal["decision", b"decision"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_decision) -> _WhichOneofReturnType_decision | None: ...
+
+Global___ImportedComparison: _TypeAlias = ImportedComparison  # noqa: Y015
+
+@_typing.final
+class ImportComparisonsRequest(_message.Message):
+    """ImportComparisonsRequest is one element of the imported stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
+    COMPARISONS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Required, unique per message: makes the import safe to repeat."""
+    project: _builtins.str
+    """The project; must exist. The first message's holds for all."""
+    batch: _builtins.str
+    """The batch; made when it does not exist. The first message's holds for all."""
+    @_builtins.property
+    def comparisons(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImportedComparison]:
+        """At most 1,000."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        project: _builtins.str = ...,
+        batch: _builtins.str = ...,
+        comparisons: _abc.Iterable[Global___ImportedComparison] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "comparisons", b"comparisons", "project", b"project", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportComparisonsRequest: _TypeAlias = ImportComparisonsRequest  # noqa: Y015
+
+@_typing.final
+class RefusedRow(_message.Message):
+    """RefusedRow is a row that was not recorded."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROW_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    row: _builtins.int
+    """ImportedComparison.row."""
+    reason: _builtins.str
+    """A word that a program may test, as in ErrorInfo."""
+    message: _builtins.str
+    """What is wrong, in words."""
+    def __init__(
+        self,
+        *,
+        row: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "reason", b"reason", "row", b"row"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefusedRow: _TypeAlias = RefusedRow  # noqa: Y015
+
+@_typing.final
+class ImportComparisonsResponse(_message.Message):
+    """ImportComparisonsResponse says what became of the rows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORDED_COUNT_FIELD_NUMBER: _builtins.int
+    REPEATED_COUNT_FIELD_NUMBER: _builtins.int
+    TASK_COUNT_FIELD_NUMBER: _builtins.int
+    REFUSED_COUNT_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    recorded_count: _builtins.int
+    """Answers that this call recorded."""
+    repeated_count: _builtins.int
+    """Answers that an earlier, identical message had recorded."""
+    task_count: _builtins.int
+    """Tasks that this call made."""
+    refused_count: _builtins.int
+    """Rows that were refused."""
+    @_builtins.property
+    def refused(self) -> _containers.RepeatedCompositeFieldContainer[Global___RefusedRow]:
+        """The first 1,000 of them."""
+
+    def __init__(
+        self,
+        *,
+        recorded_count: _builtins.int = ...,
+        repeated_count: _builtins.int = ...,
+        task_count: _builtins.int = ...,
+        refused_count: _builtins.int = ...,
+        refused: _abc.Iterable[Global___RefusedRow] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["recorded_count", b"recorded_count", "refused", b"refused", "refused_count", b"refused_count", "repeated_count", b"repeated_count", "task_count", b"task_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportComparisonsResponse: _TypeAlias = ImportComparisonsResponse  # noqa: Y015
+
+@_typing.final
+class GetAgreementRequest(_message.Message):
+    """GetAgreementRequest selects answers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROJECT_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
+    project: _builtins.str
+    """Required."""
+    batch: _builtins.str
+    """Only this batch; all batches of the project when empty."""
+    def __init__(
+        self,
+        *,
+        project: _builtins.str = ...,
+        batch: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "project", b"project"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAgreementRequest: _TypeAlias = GetAgreementRequest  # noqa: Y015
+
+@_typing.final
+class Estimate(_message.Message):
+    """Estimate is a figure with its 95 % interval."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUE_FIELD_NUMBER: _builtins.int
+    LOW_FIELD_NUMBER: _builtins.int
+    HIGH_FIELD_NUMBER: _builtins.int
+    UNIT_COUNT_FIELD_NUMBER: _builtins.int
+    value: _builtins.float
+    """The figure. Absent when there is too little data."""
+    low: _builtins.float
+    """The interval's lower end."""
+    high: _builtins.float
+    """The interval's upper end."""
+    unit_count: _builtins.int
+    """On how many units it stands."""
+    def __init__(
+        self,
+        *,
+        value: _builtins.float | None = ...,
+        low: _builtins.float | None = ...,
+        high: _builtins.float | None = ...,
+        unit_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_high", b"_high", "_low", b"_low", "_value", b"_value", "high", b"high", "low", b"low", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_high", b"_high", "_low", b"_low", "_value", b"_value", "high", b"high", "low", b"low", "unit_count", b"unit_count", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__high: _TypeAlias = _typing.Literal["high"]  # noqa: Y015
+    _WhichOneofArgType__high: _TypeAlias = _typing.Literal["_high", b"_high"]  # noqa: Y015
+    _WhichOneofReturnType__low: _TypeAlias = _typing.Literal["low"]  # noqa: Y015
+    _WhichOneofArgType__low: _TypeAlias = _typing.Literal["_low", b"_low"]  # noqa: Y015
+    _WhichOneofReturnType__value: _TypeAlias = _typing.Literal["value"]  # noqa: Y015
+    _WhichOneofArgType__value: _TypeAlias = _typing.Literal["_value", b"_value"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__high) -> _WhichOneofReturnType__high | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__low) -> _WhichOneofReturnType__low | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__value) -> _WhichOneofReturnType__value | None: ...
+
+Global___Estimate: _TypeAlias = Estimate  # noqa: Y015
+
+@_typing.final
+class LabelerPair(_message.Message):
+    """LabelerPair is how far two labelers agree."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    A_FIELD_NUMBER: _builtins.int
+    B_FIELD_NUMBER: _builtins.int
+    AGREEMENT_FIELD_NUMBER: _builtins.int
+    COHEN_KAPPA_FIELD_NUMBER: _builtins.int
+    a: _builtins.str
+    """One."""
+    b: _builtins.str
+    """The other; a < b."""
+    @_builtins.property
+    def agreement(self) -> Global___Estimate:
+        """The share of units on which both say the same."""
+
+    @_builtins.property
+    def cohen_kappa(self) -> Global___Estimate:
+        """The same beyond chance."""
+
+    def __init__(
+        self,
+        *,
+        a: _builtins.str = ...,
+        b: _builtins.str = ...,
+        agreement: Global___Estimate | None = ...,
+        cohen_kappa: Global___Estimate | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement", "cohen_kappa", b"cohen_kappa"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["a", b"a", "agreement", b"agreement", "b", b"b", "cohen_kappa", b"cohen_kappa"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LabelerPair: _TypeAlias = LabelerPair  # noqa: Y015
+
+@_typing.final
+class GetAgreementResponse(_message.Message):
+    """GetAgreementResponse says how far labelers agree."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAIRS_FIELD_NUMBER: _builtins.int
+    FLEISS_KAPPA_FIELD_NUMBER: _builtins.int
+    KRIPPENDORFF_ALPHA_FIELD_NUMBER: _builtins.int
+    LABELER_LABELER_FIELD_NUMBER: _builtins.int
+    LABELER_RESEARCHER_FIELD_NUMBER: _builtins.int
+    LABELER_MAJORITY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def pairs(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelerPair]:
+        """All pairs of labelers with at least one unit in common, by name."""
+
+    @_builtins.property
+    def fleiss_kappa(self) -> Global___Estimate:
+        """Over units with the number of labelers that most units have."""
+
+    @_builtins.property
+    def krippendorff_alpha(self) -> Global___Estimate:
+        """Nominal, over all units with at least two labelers."""
+
+    @_builtins.property
+    def labeler_labeler(self) -> Global___Estimate:
+        """Shares of pairs of answers that are the same, between labelers."""
+
+    @_builtins.property
+    def labeler_researcher(self) -> Global___Estimate:
+        """Between labelers and researchers."""
+
+    @_builtins.property
+    def labeler_majority(self) -> Global___Estimate:
+        """Between a labeler and the majority of the others."""
+
+    def __init__(
+        self,
+        *,
+        pairs: _abc.Iterable[Global___LabelerPair] | None = ...,
+        fleiss_kappa: Global___Estimate | None = ...,
+        krippendorff_alpha: Global___Estimate | None = ...,
+        labeler_labeler: Global___Estimate | None = ...,
+        labeler_researcher: Global___Estimate | None = ...,
+        labeler_majority: Global___Estimate | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fleiss_kappa", b"fleiss_kappa", "krippendorff_alpha", b"krippendorff_alpha", "labeler_labeler", b"labeler_labeler", "labeler_majority", b"labeler_majority", "labeler_researcher", b"labeler_researcher"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fleiss_kappa", b"fleiss_kappa", "krippendorff_alpha", b"krippendorff_alpha", "labeler_labeler", b"labeler_labeler", "labeler_majority", b"labeler_majority", "labeler_researcher", b"labeler_researcher", "pairs", b"pairs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAgreementResponse: _TypeAlias = GetAgreementResponse  # noqa: Y015
+
+@_typing.final
 class GetProgressRequest(_message.Message):
     """GetProgressRequest selects what to count."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     BATCH_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
     batch: _builtins.str
     """Only this batch; all batches when empty."""
+    project: _builtins.str
+    """Only this project; all projects when empty."""
     def __init__(
         self,
         *,
         batch: _builtins.str = ...,
+        project: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "project", b"project"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -605,7 +1771,9 @@ class GetProgressResponse(_message.Message):
     task_count: _builtins.int
     """Tasks submitted."""
     slot_count: _builtins.int
-    """Answers wanted: the sum of the tasks' overlaps."""
+    """Answers wanted: the sum of the tasks' overlaps. A task that everybody
+    answers counts those who got it.
+    """
     answer_count: _builtins.int
     """Answers recorded."""
     lease_count: _builtins.int

@@ -27,7 +27,13 @@ if _version_not_supported:
 
 class LabelingServiceStub:
     """LabelingService takes tasks in, hands them to labelers and gives comparisons
-    out. What it has acknowledged is on disk.
+    out. What it has acknowledged is on disk. The labeling site that people use
+    stands over the same rules.
+
+    Every call carries a bearer token with a role in its metadata
+    ("authorization: Bearer ..."). UNAUTHENTICATED: MISSING_TOKEN, INVALID_TOKEN.
+    PERMISSION_DENIED: ROLE_NOT_ALLOWED, and ANOTHER_LABELER for a labeler who
+    acts in another one's name. Roles "service" and "admin" may act for anybody.
 
     Any call may answer RESOURCE_EXHAUSTED QUEUE_FULL or UNAVAILABLE
     DATABASE_UNAVAILABLE (nothing was recorded; repeat) and, while the service
@@ -40,6 +46,16 @@ class LabelingServiceStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.CreateProject = channel.unary_unary(
+                '/andon.api.labeling.v1.LabelingService/CreateProject',
+                request_serializer=andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.CreateProjectRequest.SerializeToString,
+                response_deserializer=andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.CreateProjectResponse.FromString,
+                _registered_method=True)
+        self.ListProjects = channel.unary_unary(
+                '/andon.api.labeling.v1.LabelingService/ListProjects',
+                request_serializer=andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.ListProjectsRequest.SerializeToString,
+                response_deserializer=andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.ListProjectsResponse.FromString,
+                _registered_method=True)
         self.SubmitTasks = channel.unary_unary(
                 '/andon.api.labeling.v1.LabelingService/SubmitTasks',
                 request_serializer=andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.SubmitTasksRequest.SerializeToString,
@@ -55,35 +71,80 @@ class LabelingServiceStub:
                 request_serializer=andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.SubmitAnswersRequest.SerializeToString,
                 response_deserializer=andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.SubmitAnswersResponse.FromString,
                 _registered_method=True)
+        self.SkipTasks = channel.unary_unary(
+                '/andon.api.labeling.v1.LabelingService/SkipTasks',
+                request_serializer=andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.SkipTasksRequest.SerializeToString,
+                response_deserializer=andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.SkipTasksResponse.FromString,
+                _registered_method=True)
         self.ExportComparisons = channel.unary_stream(
                 '/andon.api.labeling.v1.LabelingService/ExportComparisons',
                 request_serializer=andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.ExportComparisonsRequest.SerializeToString,
                 response_deserializer=andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.ExportComparisonsResponse.FromString,
+                _registered_method=True)
+        self.ImportComparisons = channel.stream_unary(
+                '/andon.api.labeling.v1.LabelingService/ImportComparisons',
+                request_serializer=andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.ImportComparisonsRequest.SerializeToString,
+                response_deserializer=andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.ImportComparisonsResponse.FromString,
                 _registered_method=True)
         self.GetProgress = channel.unary_unary(
                 '/andon.api.labeling.v1.LabelingService/GetProgress',
                 request_serializer=andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.GetProgressRequest.SerializeToString,
                 response_deserializer=andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.GetProgressResponse.FromString,
                 _registered_method=True)
+        self.GetAgreement = channel.unary_unary(
+                '/andon.api.labeling.v1.LabelingService/GetAgreement',
+                request_serializer=andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.GetAgreementRequest.SerializeToString,
+                response_deserializer=andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.GetAgreementResponse.FromString,
+                _registered_method=True)
 
 
 class LabelingServiceServicer:
     """LabelingService takes tasks in, hands them to labelers and gives comparisons
-    out. What it has acknowledged is on disk.
+    out. What it has acknowledged is on disk. The labeling site that people use
+    stands over the same rules.
+
+    Every call carries a bearer token with a role in its metadata
+    ("authorization: Bearer ..."). UNAUTHENTICATED: MISSING_TOKEN, INVALID_TOKEN.
+    PERMISSION_DENIED: ROLE_NOT_ALLOWED, and ANOTHER_LABELER for a labeler who
+    acts in another one's name. Roles "service" and "admin" may act for anybody.
 
     Any call may answer RESOURCE_EXHAUSTED QUEUE_FULL or UNAVAILABLE
     DATABASE_UNAVAILABLE (nothing was recorded; repeat) and, while the service
     stops, UNAVAILABLE DRAINING.
     """
 
+    def CreateProject(self, request, context):
+        """CreateProject makes a project, or returns the one of this name if its
+        settings are the same. Roles: researcher, admin, service.
+
+        INVALID_ARGUMENT: INVALID_PROJECT, INVALID_SETTINGS, TEXT_TOO_LONG,
+        INVALID_TEXT. ALREADY_EXISTS: PROJECT_EXISTS (with other settings).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListProjects(self, request, context):
+        """ListProjects names all projects with their batches. Roles: researcher,
+        admin, service.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SubmitTasks(self, request, context):
         """SubmitTasks adds tasks. A repeated request_id with the same content returns
-        the first answer; with other content it is ALREADY_EXISTS.
+        the first answer; with other content it is ALREADY_EXISTS. A batch that does
+        not exist is made with the request's settings. Roles: researcher, admin,
+        service.
 
-        INVALID_ARGUMENT: EMPTY_REQUEST, EMPTY_DOCUMENT, EMPTY_CANDIDATE,
+        INVALID_ARGUMENT: INVALID_PROJECT, INVALID_SETTINGS, INVALID_EXPECTATION,
+        EMPTY_REQUEST, EMPTY_DOCUMENT, EMPTY_CANDIDATE,
         CANDIDATE_COUNT, INVALID_OVERLAP, INVALID_REQUEST_ID, INVALID_BATCH,
         INVALID_POLICY_VERSION, INVALID_TEXT (U+0000), TEXT_TOO_LONG,
-        TOO_MANY_TASKS. ALREADY_EXISTS: REQUEST_ID_REUSED.
+        TOO_MANY_TASKS. NOT_FOUND: PROJECT_NOT_FOUND. ALREADY_EXISTS:
+        REQUEST_ID_REUSED. FAILED_PRECONDITION: BATCH_OF_ANOTHER_PROJECT,
+        BATCH_CLOSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -92,9 +153,13 @@ class LabelingServiceServicer:
     def LeaseTasks(self, request, context):
         """LeaseTasks gives a labeler tasks that are theirs until the lease expires.
         No two labelers hold the same slot of a task, and nobody gets a task twice.
-        An empty answer means that there is nothing for this labeler to do.
+        An empty answer means that there is nothing for this labeler to do. Only
+        comparisons are handed out here; texts are written on the site. Where the
+        project asks for onboarding, a labeler with a token of their own must have
+        been admitted. Roles: labeler, researcher, admin, service.
 
-        INVALID_ARGUMENT: INVALID_LABELER, INVALID_LEASE, INVALID_BATCH.
+        INVALID_ARGUMENT: INVALID_LABELER, INVALID_LEASE, INVALID_BATCH,
+        INVALID_PROJECT. FAILED_PRECONDITION: NOT_ADMITTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -102,10 +167,11 @@ class LabelingServiceServicer:
 
     def SubmitAnswers(self, request, context):
         """SubmitAnswers records answers to leased tasks, all or none. A repeated
-        request_id with the same content returns the first answer.
+        request_id with the same content returns the first answer. Roles: labeler,
+        researcher, admin, service.
 
         INVALID_ARGUMENT: EMPTY_REQUEST, INVALID_ANSWER, INVALID_REQUEST_ID,
-        TOO_MANY_ANSWERS.
+        INVALID_LABELER, TOO_MANY_ANSWERS.
         NOT_FOUND: LEASE_NOT_FOUND. FAILED_PRECONDITION: LEASE_EXPIRED,
         LEASE_ALREADY_ANSWERED. PERMISSION_DENIED: LEASE_OF_ANOTHER_LABELER.
         ALREADY_EXISTS: REQUEST_ID_REUSED.
@@ -114,18 +180,61 @@ class LabelingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SkipTasks(self, request, context):
+        """SkipTasks gives leased tasks back, each with a reason; the labeler does not
+        get them again. Roles: labeler, researcher, admin, service.
+
+        INVALID_ARGUMENT: EMPTY_REQUEST, EMPTY_REASON, INVALID_REQUEST_ID,
+        INVALID_LABELER, TOO_MANY_ANSWERS. Else as SubmitAnswers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ExportComparisons(self, request, context):
         """ExportComparisons streams answers in the order in which they were recorded.
-        A broken stream is continued with after_comparison_id.
+        A broken stream is continued with after_comparison_id. Without filters it
+        sends all that people decided in earnest: answers to training and screening
+        items, and answers that a correction has superseded, are left out unless
+        asked for. Roles: researcher, admin, service.
 
-        INVALID_ARGUMENT: INVALID_BATCH, INVALID_CURSOR.
+        INVALID_ARGUMENT: INVALID_BATCH, INVALID_PROJECT, INVALID_CURSOR,
+        INVALID_FOLD.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportComparisons(self, request_iterator, context):
+        """ImportComparisons records answers that were given elsewhere. Rows are
+        checked one by one; those refused are named in the answer and the others
+        recorded. Each message is recorded on its own, under its request_id, so that
+        a broken import is repeated from its beginning without doubling anything.
+        Roles: researcher, admin, service.
+
+        INVALID_ARGUMENT: INVALID_PROJECT, INVALID_BATCH, INVALID_REQUEST_ID.
+        NOT_FOUND: PROJECT_NOT_FOUND. FAILED_PRECONDITION:
+        BATCH_OF_ANOTHER_PROJECT. ALREADY_EXISTS: REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetProgress(self, request, context):
-        """GetProgress counts tasks and answers. INVALID_ARGUMENT: INVALID_BATCH.
+        """GetProgress counts tasks and answers. INVALID_ARGUMENT: INVALID_BATCH,
+        INVALID_PROJECT. Roles: researcher, admin, service.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetAgreement(self, request, context):
+        """GetAgreement says how far labelers agree. A ranking of K is taken as its
+        pairs, a tie is a label of its own, and of repeated answers the first
+        counts. Roles: researcher, admin, service.
+
+        INVALID_ARGUMENT: INVALID_BATCH, INVALID_PROJECT. NOT_FOUND:
+        PROJECT_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -134,6 +243,16 @@ class LabelingServiceServicer:
 
 def add_LabelingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'CreateProject': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateProject,
+                    request_deserializer=andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.CreateProjectRequest.FromString,
+                    response_serializer=andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.CreateProjectResponse.SerializeToString,
+            ),
+            'ListProjects': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListProjects,
+                    request_deserializer=andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.ListProjectsRequest.FromString,
+                    response_serializer=andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.ListProjectsResponse.SerializeToString,
+            ),
             'SubmitTasks': grpc.unary_unary_rpc_method_handler(
                     servicer.SubmitTasks,
                     request_deserializer=andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.SubmitTasksRequest.FromString,
@@ -149,15 +268,30 @@ def add_LabelingServiceServicer_to_server(servicer, server):
                     request_deserializer=andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.SubmitAnswersRequest.FromString,
                     response_serializer=andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.SubmitAnswersResponse.SerializeToString,
             ),
+            'SkipTasks': grpc.unary_unary_rpc_method_handler(
+                    servicer.SkipTasks,
+                    request_deserializer=andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.SkipTasksRequest.FromString,
+                    response_serializer=andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.SkipTasksResponse.SerializeToString,
+            ),
             'ExportComparisons': grpc.unary_stream_rpc_method_handler(
                     servicer.ExportComparisons,
                     request_deserializer=andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.ExportComparisonsRequest.FromString,
                     response_serializer=andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.ExportComparisonsResponse.SerializeToString,
             ),
+            'ImportComparisons': grpc.stream_unary_rpc_method_handler(
+                    servicer.ImportComparisons,
+                    request_deserializer=andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.ImportComparisonsRequest.FromString,
+                    response_serializer=andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.ImportComparisonsResponse.SerializeToString,
+            ),
             'GetProgress': grpc.unary_unary_rpc_method_handler(
                     servicer.GetProgress,
                     request_deserializer=andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.GetProgressRequest.FromString,
                     response_serializer=andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.GetProgressResponse.SerializeToString,
+            ),
+            'GetAgreement': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAgreement,
+                    request_deserializer=andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.GetAgreementRequest.FromString,
+                    response_serializer=andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.GetAgreementResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -169,12 +303,72 @@ def add_LabelingServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class LabelingService:
     """LabelingService takes tasks in, hands them to labelers and gives comparisons
-    out. What it has acknowledged is on disk.
+    out. What it has acknowledged is on disk. The labeling site that people use
+    stands over the same rules.
+
+    Every call carries a bearer token with a role in its metadata
+    ("authorization: Bearer ..."). UNAUTHENTICATED: MISSING_TOKEN, INVALID_TOKEN.
+    PERMISSION_DENIED: ROLE_NOT_ALLOWED, and ANOTHER_LABELER for a labeler who
+    acts in another one's name. Roles "service" and "admin" may act for anybody.
 
     Any call may answer RESOURCE_EXHAUSTED QUEUE_FULL or UNAVAILABLE
     DATABASE_UNAVAILABLE (nothing was recorded; repeat) and, while the service
     stops, UNAVAILABLE DRAINING.
     """
+
+    @staticmethod
+    def CreateProject(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/andon.api.labeling.v1.LabelingService/CreateProject',
+            andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.CreateProjectRequest.SerializeToString,
+            andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.CreateProjectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListProjects(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/andon.api.labeling.v1.LabelingService/ListProjects',
+            andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.ListProjectsRequest.SerializeToString,
+            andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.ListProjectsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def SubmitTasks(request,
@@ -258,6 +452,33 @@ class LabelingService:
             _registered_method=True)
 
     @staticmethod
+    def SkipTasks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/andon.api.labeling.v1.LabelingService/SkipTasks',
+            andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.SkipTasksRequest.SerializeToString,
+            andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.SkipTasksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ExportComparisons(request,
             target,
             options=(),
@@ -285,6 +506,33 @@ class LabelingService:
             _registered_method=True)
 
     @staticmethod
+    def ImportComparisons(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/andon.api.labeling.v1.LabelingService/ImportComparisons',
+            andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.ImportComparisonsRequest.SerializeToString,
+            andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.ImportComparisonsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def GetProgress(request,
             target,
             options=(),
@@ -301,6 +549,33 @@ class LabelingService:
             '/andon.api.labeling.v1.LabelingService/GetProgress',
             andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.GetProgressRequest.SerializeToString,
             andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.GetProgressResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAgreement(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/andon.api.labeling.v1.LabelingService/GetAgreement',
+            andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.GetAgreementRequest.SerializeToString,
+            andon_dot_api_dot_labeling_dot_v1_dot_labeling__service__pb2.GetAgreementResponse.FromString,
             options,
             channel_credentials,
             insecure,

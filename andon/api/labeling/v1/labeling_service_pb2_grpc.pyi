@@ -28,7 +28,13 @@ GRPC_VERSION: str
 
 class LabelingServiceStub:
     """LabelingService takes tasks in, hands them to labelers and gives comparisons
-    out. What it has acknowledged is on disk.
+    out. What it has acknowledged is on disk. The labeling site that people use
+    stands over the same rules.
+
+    Every call carries a bearer token with a role in its metadata
+    ("authorization: Bearer ..."). UNAUTHENTICATED: MISSING_TOKEN, INVALID_TOKEN.
+    PERMISSION_DENIED: ROLE_NOT_ALLOWED, and ANOTHER_LABELER for a labeler who
+    acts in another one's name. Roles "service" and "admin" may act for anybody.
 
     Any call may answer RESOURCE_EXHAUSTED QUEUE_FULL or UNAVAILABLE
     DATABASE_UNAVAILABLE (nothing was recorded; repeat) and, while the service
@@ -39,45 +45,104 @@ class LabelingServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> LabelingServiceAsyncStub: ...
+    CreateProject: _grpc.UnaryUnaryMultiCallable[_labeling_service_pb2.CreateProjectRequest, _labeling_service_pb2.CreateProjectResponse]
+    """CreateProject makes a project, or returns the one of this name if its
+    settings are the same. Roles: researcher, admin, service.
+
+    INVALID_ARGUMENT: INVALID_PROJECT, INVALID_SETTINGS, TEXT_TOO_LONG,
+    INVALID_TEXT. ALREADY_EXISTS: PROJECT_EXISTS (with other settings).
+    """
+    ListProjects: _grpc.UnaryUnaryMultiCallable[_labeling_service_pb2.ListProjectsRequest, _labeling_service_pb2.ListProjectsResponse]
+    """ListProjects names all projects with their batches. Roles: researcher,
+    admin, service.
+    """
     SubmitTasks: _grpc.UnaryUnaryMultiCallable[_labeling_service_pb2.SubmitTasksRequest, _labeling_service_pb2.SubmitTasksResponse]
     """SubmitTasks adds tasks. A repeated request_id with the same content returns
-    the first answer; with other content it is ALREADY_EXISTS.
+    the first answer; with other content it is ALREADY_EXISTS. A batch that does
+    not exist is made with the request's settings. Roles: researcher, admin,
+    service.
 
-    INVALID_ARGUMENT: EMPTY_REQUEST, EMPTY_DOCUMENT, EMPTY_CANDIDATE,
+    INVALID_ARGUMENT: INVALID_PROJECT, INVALID_SETTINGS, INVALID_EXPECTATION,
+    EMPTY_REQUEST, EMPTY_DOCUMENT, EMPTY_CANDIDATE,
     CANDIDATE_COUNT, INVALID_OVERLAP, INVALID_REQUEST_ID, INVALID_BATCH,
     INVALID_POLICY_VERSION, INVALID_TEXT (U+0000), TEXT_TOO_LONG,
-    TOO_MANY_TASKS. ALREADY_EXISTS: REQUEST_ID_REUSED.
+    TOO_MANY_TASKS. NOT_FOUND: PROJECT_NOT_FOUND. ALREADY_EXISTS:
+    REQUEST_ID_REUSED. FAILED_PRECONDITION: BATCH_OF_ANOTHER_PROJECT,
+    BATCH_CLOSED.
     """
     LeaseTasks: _grpc.UnaryUnaryMultiCallable[_labeling_service_pb2.LeaseTasksRequest, _labeling_service_pb2.LeaseTasksResponse]
     """LeaseTasks gives a labeler tasks that are theirs until the lease expires.
     No two labelers hold the same slot of a task, and nobody gets a task twice.
-    An empty answer means that there is nothing for this labeler to do.
+    An empty answer means that there is nothing for this labeler to do. Only
+    comparisons are handed out here; texts are written on the site. Where the
+    project asks for onboarding, a labeler with a token of their own must have
+    been admitted. Roles: labeler, researcher, admin, service.
 
-    INVALID_ARGUMENT: INVALID_LABELER, INVALID_LEASE, INVALID_BATCH.
+    INVALID_ARGUMENT: INVALID_LABELER, INVALID_LEASE, INVALID_BATCH,
+    INVALID_PROJECT. FAILED_PRECONDITION: NOT_ADMITTED.
     """
     SubmitAnswers: _grpc.UnaryUnaryMultiCallable[_labeling_service_pb2.SubmitAnswersRequest, _labeling_service_pb2.SubmitAnswersResponse]
     """SubmitAnswers records answers to leased tasks, all or none. A repeated
-    request_id with the same content returns the first answer.
+    request_id with the same content returns the first answer. Roles: labeler,
+    researcher, admin, service.
 
     INVALID_ARGUMENT: EMPTY_REQUEST, INVALID_ANSWER, INVALID_REQUEST_ID,
-    TOO_MANY_ANSWERS.
+    INVALID_LABELER, TOO_MANY_ANSWERS.
     NOT_FOUND: LEASE_NOT_FOUND. FAILED_PRECONDITION: LEASE_EXPIRED,
     LEASE_ALREADY_ANSWERED. PERMISSION_DENIED: LEASE_OF_ANOTHER_LABELER.
     ALREADY_EXISTS: REQUEST_ID_REUSED.
     """
+    SkipTasks: _grpc.UnaryUnaryMultiCallable[_labeling_service_pb2.SkipTasksRequest, _labeling_service_pb2.SkipTasksResponse]
+    """SkipTasks gives leased tasks back, each with a reason; the labeler does not
+    get them again. Roles: labeler, researcher, admin, service.
+
+    INVALID_ARGUMENT: EMPTY_REQUEST, EMPTY_REASON, INVALID_REQUEST_ID,
+    INVALID_LABELER, TOO_MANY_ANSWERS. Else as SubmitAnswers.
+    """
     ExportComparisons: _grpc.UnaryStreamMultiCallable[_labeling_service_pb2.ExportComparisonsRequest, _labeling_service_pb2.ExportComparisonsResponse]
     """ExportComparisons streams answers in the order in which they were recorded.
-    A broken stream is continued with after_comparison_id.
+    A broken stream is continued with after_comparison_id. Without filters it
+    sends all that people decided in earnest: answers to training and screening
+    items, and answers that a correction has superseded, are left out unless
+    asked for. Roles: researcher, admin, service.
 
-    INVALID_ARGUMENT: INVALID_BATCH, INVALID_CURSOR.
+    INVALID_ARGUMENT: INVALID_BATCH, INVALID_PROJECT, INVALID_CURSOR,
+    INVALID_FOLD.
+    """
+    ImportComparisons: _grpc.StreamUnaryMultiCallable[_labeling_service_pb2.ImportComparisonsRequest, _labeling_service_pb2.ImportComparisonsResponse]
+    """ImportComparisons records answers that were given elsewhere. Rows are
+    checked one by one; those refused are named in the answer and the others
+    recorded. Each message is recorded on its own, under its request_id, so that
+    a broken import is repeated from its beginning without doubling anything.
+    Roles: researcher, admin, service.
+
+    INVALID_ARGUMENT: INVALID_PROJECT, INVALID_BATCH, INVALID_REQUEST_ID.
+    NOT_FOUND: PROJECT_NOT_FOUND. FAILED_PRECONDITION:
+    BATCH_OF_ANOTHER_PROJECT. ALREADY_EXISTS: REQUEST_ID_REUSED.
     """
     GetProgress: _grpc.UnaryUnaryMultiCallable[_labeling_service_pb2.GetProgressRequest, _labeling_service_pb2.GetProgressResponse]
-    """GetProgress counts tasks and answers. INVALID_ARGUMENT: INVALID_BATCH."""
+    """GetProgress counts tasks and answers. INVALID_ARGUMENT: INVALID_BATCH,
+    INVALID_PROJECT. Roles: researcher, admin, service.
+    """
+    GetAgreement: _grpc.UnaryUnaryMultiCallable[_labeling_service_pb2.GetAgreementRequest, _labeling_service_pb2.GetAgreementResponse]
+    """GetAgreement says how far labelers agree. A ranking of K is taken as its
+    pairs, a tie is a label of its own, and of repeated answers the first
+    counts. Roles: researcher, admin, service.
+
+    INVALID_ARGUMENT: INVALID_BATCH, INVALID_PROJECT. NOT_FOUND:
+    PROJECT_NOT_FOUND.
+    """
 
 @_typing.type_check_only
 class LabelingServiceAsyncStub(LabelingServiceStub):
     """LabelingService takes tasks in, hands them to labelers and gives comparisons
-    out. What it has acknowledged is on disk.
+    out. What it has acknowledged is on disk. The labeling site that people use
+    stands over the same rules.
+
+    Every call carries a bearer token with a role in its metadata
+    ("authorization: Bearer ..."). UNAUTHENTICATED: MISSING_TOKEN, INVALID_TOKEN.
+    PERMISSION_DENIED: ROLE_NOT_ALLOWED, and ANOTHER_LABELER for a labeler who
+    acts in another one's name. Roles "service" and "admin" may act for anybody.
 
     Any call may answer RESOURCE_EXHAUSTED QUEUE_FULL or UNAVAILABLE
     DATABASE_UNAVAILABLE (nothing was recorded; repeat) and, while the service
@@ -85,49 +150,131 @@ class LabelingServiceAsyncStub(LabelingServiceStub):
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    CreateProject: _aio.UnaryUnaryMultiCallable[_labeling_service_pb2.CreateProjectRequest, _labeling_service_pb2.CreateProjectResponse]  # type: ignore[assignment]
+    """CreateProject makes a project, or returns the one of this name if its
+    settings are the same. Roles: researcher, admin, service.
+
+    INVALID_ARGUMENT: INVALID_PROJECT, INVALID_SETTINGS, TEXT_TOO_LONG,
+    INVALID_TEXT. ALREADY_EXISTS: PROJECT_EXISTS (with other settings).
+    """
+    ListProjects: _aio.UnaryUnaryMultiCallable[_labeling_service_pb2.ListProjectsRequest, _labeling_service_pb2.ListProjectsResponse]  # type: ignore[assignment]
+    """ListProjects names all projects with their batches. Roles: researcher,
+    admin, service.
+    """
     SubmitTasks: _aio.UnaryUnaryMultiCallable[_labeling_service_pb2.SubmitTasksRequest, _labeling_service_pb2.SubmitTasksResponse]  # type: ignore[assignment]
     """SubmitTasks adds tasks. A repeated request_id with the same content returns
-    the first answer; with other content it is ALREADY_EXISTS.
+    the first answer; with other content it is ALREADY_EXISTS. A batch that does
+    not exist is made with the request's settings. Roles: researcher, admin,
+    service.
 
-    INVALID_ARGUMENT: EMPTY_REQUEST, EMPTY_DOCUMENT, EMPTY_CANDIDATE,
+    INVALID_ARGUMENT: INVALID_PROJECT, INVALID_SETTINGS, INVALID_EXPECTATION,
+    EMPTY_REQUEST, EMPTY_DOCUMENT, EMPTY_CANDIDATE,
     CANDIDATE_COUNT, INVALID_OVERLAP, INVALID_REQUEST_ID, INVALID_BATCH,
     INVALID_POLICY_VERSION, INVALID_TEXT (U+0000), TEXT_TOO_LONG,
-    TOO_MANY_TASKS. ALREADY_EXISTS: REQUEST_ID_REUSED.
+    TOO_MANY_TASKS. NOT_FOUND: PROJECT_NOT_FOUND. ALREADY_EXISTS:
+    REQUEST_ID_REUSED. FAILED_PRECONDITION: BATCH_OF_ANOTHER_PROJECT,
+    BATCH_CLOSED.
     """
     LeaseTasks: _aio.UnaryUnaryMultiCallable[_labeling_service_pb2.LeaseTasksRequest, _labeling_service_pb2.LeaseTasksResponse]  # type: ignore[assignment]
     """LeaseTasks gives a labeler tasks that are theirs until the lease expires.
     No two labelers hold the same slot of a task, and nobody gets a task twice.
-    An empty answer means that there is nothing for this labeler to do.
+    An empty answer means that there is nothing for this labeler to do. Only
+    comparisons are handed out here; texts are written on the site. Where the
+    project asks for onboarding, a labeler with a token of their own must have
+    been admitted. Roles: labeler, researcher, admin, service.
 
-    INVALID_ARGUMENT: INVALID_LABELER, INVALID_LEASE, INVALID_BATCH.
+    INVALID_ARGUMENT: INVALID_LABELER, INVALID_LEASE, INVALID_BATCH,
+    INVALID_PROJECT. FAILED_PRECONDITION: NOT_ADMITTED.
     """
     SubmitAnswers: _aio.UnaryUnaryMultiCallable[_labeling_service_pb2.SubmitAnswersRequest, _labeling_service_pb2.SubmitAnswersResponse]  # type: ignore[assignment]
     """SubmitAnswers records answers to leased tasks, all or none. A repeated
-    request_id with the same content returns the first answer.
+    request_id with the same content returns the first answer. Roles: labeler,
+    researcher, admin, service.
 
     INVALID_ARGUMENT: EMPTY_REQUEST, INVALID_ANSWER, INVALID_REQUEST_ID,
-    TOO_MANY_ANSWERS.
+    INVALID_LABELER, TOO_MANY_ANSWERS.
     NOT_FOUND: LEASE_NOT_FOUND. FAILED_PRECONDITION: LEASE_EXPIRED,
     LEASE_ALREADY_ANSWERED. PERMISSION_DENIED: LEASE_OF_ANOTHER_LABELER.
     ALREADY_EXISTS: REQUEST_ID_REUSED.
     """
+    SkipTasks: _aio.UnaryUnaryMultiCallable[_labeling_service_pb2.SkipTasksRequest, _labeling_service_pb2.SkipTasksResponse]  # type: ignore[assignment]
+    """SkipTasks gives leased tasks back, each with a reason; the labeler does not
+    get them again. Roles: labeler, researcher, admin, service.
+
+    INVALID_ARGUMENT: EMPTY_REQUEST, EMPTY_REASON, INVALID_REQUEST_ID,
+    INVALID_LABELER, TOO_MANY_ANSWERS. Else as SubmitAnswers.
+    """
     ExportComparisons: _aio.UnaryStreamMultiCallable[_labeling_service_pb2.ExportComparisonsRequest, _labeling_service_pb2.ExportComparisonsResponse]  # type: ignore[assignment]
     """ExportComparisons streams answers in the order in which they were recorded.
-    A broken stream is continued with after_comparison_id.
+    A broken stream is continued with after_comparison_id. Without filters it
+    sends all that people decided in earnest: answers to training and screening
+    items, and answers that a correction has superseded, are left out unless
+    asked for. Roles: researcher, admin, service.
 
-    INVALID_ARGUMENT: INVALID_BATCH, INVALID_CURSOR.
+    INVALID_ARGUMENT: INVALID_BATCH, INVALID_PROJECT, INVALID_CURSOR,
+    INVALID_FOLD.
+    """
+    ImportComparisons: _aio.StreamUnaryMultiCallable[_labeling_service_pb2.ImportComparisonsRequest, _labeling_service_pb2.ImportComparisonsResponse]  # type: ignore[assignment]
+    """ImportComparisons records answers that were given elsewhere. Rows are
+    checked one by one; those refused are named in the answer and the others
+    recorded. Each message is recorded on its own, under its request_id, so that
+    a broken import is repeated from its beginning without doubling anything.
+    Roles: researcher, admin, service.
+
+    INVALID_ARGUMENT: INVALID_PROJECT, INVALID_BATCH, INVALID_REQUEST_ID.
+    NOT_FOUND: PROJECT_NOT_FOUND. FAILED_PRECONDITION:
+    BATCH_OF_ANOTHER_PROJECT. ALREADY_EXISTS: REQUEST_ID_REUSED.
     """
     GetProgress: _aio.UnaryUnaryMultiCallable[_labeling_service_pb2.GetProgressRequest, _labeling_service_pb2.GetProgressResponse]  # type: ignore[assignment]
-    """GetProgress counts tasks and answers. INVALID_ARGUMENT: INVALID_BATCH."""
+    """GetProgress counts tasks and answers. INVALID_ARGUMENT: INVALID_BATCH,
+    INVALID_PROJECT. Roles: researcher, admin, service.
+    """
+    GetAgreement: _aio.UnaryUnaryMultiCallable[_labeling_service_pb2.GetAgreementRequest, _labeling_service_pb2.GetAgreementResponse]  # type: ignore[assignment]
+    """GetAgreement says how far labelers agree. A ranking of K is taken as its
+    pairs, a tie is a label of its own, and of repeated answers the first
+    counts. Roles: researcher, admin, service.
+
+    INVALID_ARGUMENT: INVALID_BATCH, INVALID_PROJECT. NOT_FOUND:
+    PROJECT_NOT_FOUND.
+    """
 
 class LabelingServiceServicer(metaclass=_abc_1.ABCMeta):
     """LabelingService takes tasks in, hands them to labelers and gives comparisons
-    out. What it has acknowledged is on disk.
+    out. What it has acknowledged is on disk. The labeling site that people use
+    stands over the same rules.
+
+    Every call carries a bearer token with a role in its metadata
+    ("authorization: Bearer ..."). UNAUTHENTICATED: MISSING_TOKEN, INVALID_TOKEN.
+    PERMISSION_DENIED: ROLE_NOT_ALLOWED, and ANOTHER_LABELER for a labeler who
+    acts in another one's name. Roles "service" and "admin" may act for anybody.
 
     Any call may answer RESOURCE_EXHAUSTED QUEUE_FULL or UNAVAILABLE
     DATABASE_UNAVAILABLE (nothing was recorded; repeat) and, while the service
     stops, UNAVAILABLE DRAINING.
     """
+
+    @_abc_1.abstractmethod
+    def CreateProject(
+        self,
+        request: _labeling_service_pb2.CreateProjectRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_labeling_service_pb2.CreateProjectResponse, _abc.Awaitable[_labeling_service_pb2.CreateProjectResponse]]:
+        """CreateProject makes a project, or returns the one of this name if its
+        settings are the same. Roles: researcher, admin, service.
+
+        INVALID_ARGUMENT: INVALID_PROJECT, INVALID_SETTINGS, TEXT_TOO_LONG,
+        INVALID_TEXT. ALREADY_EXISTS: PROJECT_EXISTS (with other settings).
+        """
+
+    @_abc_1.abstractmethod
+    def ListProjects(
+        self,
+        request: _labeling_service_pb2.ListProjectsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_labeling_service_pb2.ListProjectsResponse, _abc.Awaitable[_labeling_service_pb2.ListProjectsResponse]]:
+        """ListProjects names all projects with their batches. Roles: researcher,
+        admin, service.
+        """
 
     @_abc_1.abstractmethod
     def SubmitTasks(
@@ -136,12 +283,17 @@ class LabelingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_labeling_service_pb2.SubmitTasksResponse, _abc.Awaitable[_labeling_service_pb2.SubmitTasksResponse]]:
         """SubmitTasks adds tasks. A repeated request_id with the same content returns
-        the first answer; with other content it is ALREADY_EXISTS.
+        the first answer; with other content it is ALREADY_EXISTS. A batch that does
+        not exist is made with the request's settings. Roles: researcher, admin,
+        service.
 
-        INVALID_ARGUMENT: EMPTY_REQUEST, EMPTY_DOCUMENT, EMPTY_CANDIDATE,
+        INVALID_ARGUMENT: INVALID_PROJECT, INVALID_SETTINGS, INVALID_EXPECTATION,
+        EMPTY_REQUEST, EMPTY_DOCUMENT, EMPTY_CANDIDATE,
         CANDIDATE_COUNT, INVALID_OVERLAP, INVALID_REQUEST_ID, INVALID_BATCH,
         INVALID_POLICY_VERSION, INVALID_TEXT (U+0000), TEXT_TOO_LONG,
-        TOO_MANY_TASKS. ALREADY_EXISTS: REQUEST_ID_REUSED.
+        TOO_MANY_TASKS. NOT_FOUND: PROJECT_NOT_FOUND. ALREADY_EXISTS:
+        REQUEST_ID_REUSED. FAILED_PRECONDITION: BATCH_OF_ANOTHER_PROJECT,
+        BATCH_CLOSED.
         """
 
     @_abc_1.abstractmethod
@@ -152,9 +304,13 @@ class LabelingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_labeling_service_pb2.LeaseTasksResponse, _abc.Awaitable[_labeling_service_pb2.LeaseTasksResponse]]:
         """LeaseTasks gives a labeler tasks that are theirs until the lease expires.
         No two labelers hold the same slot of a task, and nobody gets a task twice.
-        An empty answer means that there is nothing for this labeler to do.
+        An empty answer means that there is nothing for this labeler to do. Only
+        comparisons are handed out here; texts are written on the site. Where the
+        project asks for onboarding, a labeler with a token of their own must have
+        been admitted. Roles: labeler, researcher, admin, service.
 
-        INVALID_ARGUMENT: INVALID_LABELER, INVALID_LEASE, INVALID_BATCH.
+        INVALID_ARGUMENT: INVALID_LABELER, INVALID_LEASE, INVALID_BATCH,
+        INVALID_PROJECT. FAILED_PRECONDITION: NOT_ADMITTED.
         """
 
     @_abc_1.abstractmethod
@@ -164,13 +320,27 @@ class LabelingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_labeling_service_pb2.SubmitAnswersResponse, _abc.Awaitable[_labeling_service_pb2.SubmitAnswersResponse]]:
         """SubmitAnswers records answers to leased tasks, all or none. A repeated
-        request_id with the same content returns the first answer.
+        request_id with the same content returns the first answer. Roles: labeler,
+        researcher, admin, service.
 
         INVALID_ARGUMENT: EMPTY_REQUEST, INVALID_ANSWER, INVALID_REQUEST_ID,
-        TOO_MANY_ANSWERS.
+        INVALID_LABELER, TOO_MANY_ANSWERS.
         NOT_FOUND: LEASE_NOT_FOUND. FAILED_PRECONDITION: LEASE_EXPIRED,
         LEASE_ALREADY_ANSWERED. PERMISSION_DENIED: LEASE_OF_ANOTHER_LABELER.
         ALREADY_EXISTS: REQUEST_ID_REUSED.
+        """
+
+    @_abc_1.abstractmethod
+    def SkipTasks(
+        self,
+        request: _labeling_service_pb2.SkipTasksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_labeling_service_pb2.SkipTasksResponse, _abc.Awaitable[_labeling_service_pb2.SkipTasksResponse]]:
+        """SkipTasks gives leased tasks back, each with a reason; the labeler does not
+        get them again. Roles: labeler, researcher, admin, service.
+
+        INVALID_ARGUMENT: EMPTY_REQUEST, EMPTY_REASON, INVALID_REQUEST_ID,
+        INVALID_LABELER, TOO_MANY_ANSWERS. Else as SubmitAnswers.
         """
 
     @_abc_1.abstractmethod
@@ -180,9 +350,30 @@ class LabelingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_labeling_service_pb2.ExportComparisonsResponse], _abc.AsyncIterator[_labeling_service_pb2.ExportComparisonsResponse]]:
         """ExportComparisons streams answers in the order in which they were recorded.
-        A broken stream is continued with after_comparison_id.
+        A broken stream is continued with after_comparison_id. Without filters it
+        sends all that people decided in earnest: answers to training and screening
+        items, and answers that a correction has superseded, are left out unless
+        asked for. Roles: researcher, admin, service.
 
-        INVALID_ARGUMENT: INVALID_BATCH, INVALID_CURSOR.
+        INVALID_ARGUMENT: INVALID_BATCH, INVALID_PROJECT, INVALID_CURSOR,
+        INVALID_FOLD.
+        """
+
+    @_abc_1.abstractmethod
+    def ImportComparisons(
+        self,
+        request_iterator: _MaybeAsyncIterator[_labeling_service_pb2.ImportComparisonsRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_labeling_service_pb2.ImportComparisonsResponse, _abc.Awaitable[_labeling_service_pb2.ImportComparisonsResponse]]:
+        """ImportComparisons records answers that were given elsewhere. Rows are
+        checked one by one; those refused are named in the answer and the others
+        recorded. Each message is recorded on its own, under its request_id, so that
+        a broken import is repeated from its beginning without doubling anything.
+        Roles: researcher, admin, service.
+
+        INVALID_ARGUMENT: INVALID_PROJECT, INVALID_BATCH, INVALID_REQUEST_ID.
+        NOT_FOUND: PROJECT_NOT_FOUND. FAILED_PRECONDITION:
+        BATCH_OF_ANOTHER_PROJECT. ALREADY_EXISTS: REQUEST_ID_REUSED.
         """
 
     @_abc_1.abstractmethod
@@ -191,6 +382,22 @@ class LabelingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _labeling_service_pb2.GetProgressRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_labeling_service_pb2.GetProgressResponse, _abc.Awaitable[_labeling_service_pb2.GetProgressResponse]]:
-        """GetProgress counts tasks and answers. INVALID_ARGUMENT: INVALID_BATCH."""
+        """GetProgress counts tasks and answers. INVALID_ARGUMENT: INVALID_BATCH,
+        INVALID_PROJECT. Roles: researcher, admin, service.
+        """
+
+    @_abc_1.abstractmethod
+    def GetAgreement(
+        self,
+        request: _labeling_service_pb2.GetAgreementRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_labeling_service_pb2.GetAgreementResponse, _abc.Awaitable[_labeling_service_pb2.GetAgreementResponse]]:
+        """GetAgreement says how far labelers agree. A ranking of K is taken as its
+        pairs, a tie is a label of its own, and of repeated answers the first
+        counts. Roles: researcher, admin, service.
+
+        INVALID_ARGUMENT: INVALID_BATCH, INVALID_PROJECT. NOT_FOUND:
+        PROJECT_NOT_FOUND.
+        """
 
 def add_LabelingServiceServicer_to_server(servicer: LabelingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
