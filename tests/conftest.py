@@ -1,11 +1,15 @@
 """Fixtures for all tests."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.postgres import PostgresServer
 
 
 @pytest.fixture(scope="session")
@@ -70,3 +74,26 @@ def make_tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator["PostgresServer"]:
+    """A PostgreSQL server of the test process's own; tests that need it skip where there is none."""
+    from tests.postgres import PostgresServer, find_binaries
+
+    if find_binaries() is None:
+        problem = "PostgreSQL is not installed (Debian: apt-get install postgresql)"
+        if os.environ.get("CI") == "true":
+            pytest.fail(problem)
+        pytest.skip(problem)
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database, once on each engine."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/labeling.sqlite3"
+    server: PostgresServer = request.getfixturevalue("postgres_server")
+    return server.new_database()

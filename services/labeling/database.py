@@ -9,6 +9,7 @@ end.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -18,16 +19,26 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 import structlog
 
-from andon.errors import FailedPreconditionError
-from services.labeling import schema
+from services.labeling import migrations, schema
 from services.labeling.errors import DatabaseUnavailableError
 
 T = TypeVar("T")
 
 _log = structlog.get_logger(__name__)
 
-_COUNTERS = ("batch", "task", "comparison", "cord_event")
+_COUNTERS = (
+    "project",
+    "batch",
+    "task",
+    "comparison",
+    "demonstration",
+    "message",
+    "cord_event",
+    "audit_event",
+)
 _WRITES = "andon_writes"
+_POOL_SIZE = 16  # at least as many as there are threads that read and write
+_MIGRATION_LOCK = 0x416E646F6E  # "Andon": two services that start at once migrate one after the other
 
 
 class Database:
@@ -56,8 +67,24 @@ class Database:
         self._seed: str | None = None
 
     def open(self) -> None:
-        """Make the tables of an empty database, or check that those found are of this program's version."""
-        self._seed = self.write(lambda connection: _prepare(connection, self._new_seed))
+        """Make the tables of an empty database, and bring those of an earlier version to the present one.
+
+        Raises FailedPreconditionError SCHEMA_VERSION for a database that a newer program has made.
+        """
+        with self._failures_translated(), self._write_turn, self.engine.connect() as connection:
+            if self.engine.dialect.name == "sqlite":
+                # A table that is rebuilt is dropped first; SQLite obeys this only outside of transactions.
+                _sqlite_connection(connection).execute("PRAGMA foreign_keys = OFF")
+            connection = connection.execution_options(**{_WRITES: True})
+            with connection.begin():
+                if self.engine.dialect.name == "postgresql":
+                    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+                found, now = migrations.upgrade(connection)
+                if found != now:
+                    _log.info("database_migrated", found=found, now=now)
+                self._seed = _prepare(connection, self._new_seed)
+            if self.engine.dialect.name == "sqlite":
+                _sqlite_connection(connection).execute("PRAGMA foreign_keys = ON")
 
     @property
     def seed(self) -> str:
@@ -69,7 +96,7 @@ class Database:
     @property
     def max_writers(self) -> int:
         """How many threads can write at the same time to any use."""
-        return 1 if self.engine.dialect.name == "sqlite" else 4
+        return 1 if self.engine.dialect.name == "sqlite" else 8
 
     def read(self, work: Callable[[sa.Connection], T]) -> T:
         """Run ``work`` on one consistent view of the database."""
@@ -121,41 +148,59 @@ def last_number(connection: sa.Connection, name: str) -> int:
     return int(connection.execute(sa.select(counter.c.last).where(counter.c.name == name)).scalar_one())
 
 
+def lock_name(connection: sa.Connection, *names: str) -> None:
+    """Let nobody else who locks the same names go on before the end of this transaction.
+
+    SQLite has one writer at a time, so there is nothing to do there.
+    """
+    if connection.dialect.name == "postgresql":
+        digest = hashlib.blake2b("\n".join(names).encode(), digest_size=8).digest()
+        number = int.from_bytes(digest, "big", signed=True)
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(number)))
+
+
 def parse_url(url: str) -> sa.URL:
     """Read a SQLAlchemy URL. Raises ValueError for one that cannot keep what is acknowledged."""
     try:
         parsed = sa.make_url(url)
     except sa.exc.ArgumentError as error:
         raise ValueError("not a SQLAlchemy URL, such as sqlite:///folder/file.sqlite3") from error
-    if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
+    if parsed.get_backend_name() == "postgresql":
+        return parsed.set(drivername="postgresql+psycopg")
+    if parsed.get_backend_name() != "sqlite":
+        raise ValueError(f"{parsed.get_backend_name()} is not supported; use PostgreSQL or SQLite")
+    if parsed.database in (None, "", ":memory:"):
         raise ValueError("SQLite in memory would lose acknowledged answers; name a file")
     return parsed
 
 
 def _prepare(connection: sa.Connection, new_seed: Callable[[], str]) -> str:
-    """Make the tables of an empty database; refuse those of another version. Returns the seed."""
-    schema.metadata.create_all(connection)
+    """Give a new database its seed and its counters. Returns the seed."""
+    known = set(connection.execute(sa.select(schema.counters.c.name)).scalars())
+    missing = [name for name in _COUNTERS if name not in known]
+    if missing:
+        connection.execute(sa.insert(schema.counters), [{"name": name, "last": 0} for name in missing])
     settings = schema.settings
-    found: dict[str, str] = {row.name: row.value for row in connection.execute(sa.select(settings))}
-    if not found:
-        found = {"schema_version": str(schema.SCHEMA_VERSION), "seed": new_seed()}
-        connection.execute(
-            sa.insert(settings), [{"name": name, "value": value} for name, value in found.items()]
-        )
-        connection.execute(sa.insert(schema.counters), [{"name": name, "last": 0} for name in _COUNTERS])
-    if found["schema_version"] != str(schema.SCHEMA_VERSION):
-        raise FailedPreconditionError(
-            f"the database has schema version {found['schema_version']}, "
-            f"this program needs {schema.SCHEMA_VERSION}",
-            reason="SCHEMA_VERSION",
-        )
-    return found["seed"]
+    seed: str | None = connection.execute(
+        sa.select(settings.c.value).where(settings.c.name == "seed")
+    ).scalar_one_or_none()
+    if seed is None:
+        seed = new_seed()
+        connection.execute(sa.insert(settings).values(name="seed", value=seed))
+    return seed
 
 
 def _create_engine(url: str, *, lock_wait_s: float) -> sa.Engine:
     parsed = parse_url(url)
     if parsed.get_backend_name() != "sqlite":
-        return sa.create_engine(parsed, pool_pre_ping=True)
+        return sa.create_engine(
+            parsed,
+            pool_size=_POOL_SIZE,
+            max_overflow=_POOL_SIZE,
+            pool_pre_ping=True,
+            # A write that waits for a lock gives up as it does on SQLite, and the caller repeats.
+            connect_args={"options": f"-c lock_timeout={round(lock_wait_s * 1000)}"},
+        )
     Path(parsed.database or "").parent.mkdir(parents=True, exist_ok=True)
     # autocommit leaves BEGIN to us, see _begin_sqlite.
     engine = sa.create_engine(parsed, connect_args={"timeout": lock_wait_s, "isolation_level": None})
@@ -172,6 +217,13 @@ def _set_up_sqlite(
         "PRAGMA synchronous = FULL"
     )  # a commit returns when it is on disk, also against power loss
     connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _sqlite_connection(connection: sa.Connection) -> sqlite3.Connection:
+    found = connection.connection.driver_connection
+    if not isinstance(found, sqlite3.Connection):
+        raise TypeError(f"{type(found)} is no SQLite connection")
+    return found
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
