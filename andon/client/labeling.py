@@ -7,14 +7,21 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 
+from google.protobuf.message import Message
+
 from andon.api.labeling.v1 import labeling_service_pb2 as labeling_pb2
 from andon.api.labeling.v1 import labeling_service_pb2_grpc as labeling_grpc
 from andon.client.channel import ChannelOptions
 from andon.client.connection import ServiceConnection, new_request_id
-from andon.corpus.records import CandidateRecord, ComparisonRecord
+from andon.corpus.records import CandidateRecord, ComparisonRecord, RatingRecord, TelemetryRecord
 from andon.errors import UnavailableError
 from andon.modeling.versions import ModelVersion
-from andon.rpc.convert import model_version_to_proto, seconds_to_duration, timestamp_to_datetime
+from andon.rpc.convert import (
+    duration_to_seconds,
+    model_version_to_proto,
+    seconds_to_duration,
+    timestamp_to_datetime,
+)
 
 MAX_TASKS_PER_CALL = 1000
 MAX_STREAM_BREAKS = 5  # in a row, without one comparison in between
@@ -204,13 +211,17 @@ class LabelingClient(ServiceConnection):
 
 
 def comparison_from_proto(comparison: labeling_pb2.Comparison) -> ComparisonRecord:
-    """The answer as the record that training reads."""
+    """The answer as the record that training reads. What the message leaves unset, 0 or empty is None or the
+    record's default.
+    """
     everyone = range(len(comparison.candidates))
-    only_best_known = comparison.WhichOneof("decision") == "choice"
+    decision = comparison.WhichOneof("decision")
     tiers: tuple[tuple[int, ...], ...]
-    if only_best_known:
+    if decision == "choice":
         best = comparison.choice.best_index
         tiers = ((best,), tuple(index for index in everyone if index != best))
+    elif decision == "verdict":
+        tiers = ((0,),)
     else:
         tiers = tuple(tuple(tier.candidate_indices) for tier in comparison.ranking.tiers)
     return ComparisonRecord(
@@ -225,12 +236,70 @@ def comparison_from_proto(comparison: labeling_pb2.Comparison) -> ComparisonReco
             for candidate in comparison.candidates
         ),
         tiers=tiers,
-        only_best_known=only_best_known,
+        only_best_known=decision == "choice",
         labeler_id=comparison.labeler_id,
         confidence=comparison.confidence or None,
         comparison_id=str(comparison.comparison_id),
         batch=comparison.batch,
+        verdict=comparison.verdict.affirmed if decision == "verdict" else None,
+        preference=comparison.preference or None,
+        ratings=tuple(_rating_from_proto(rating) for rating in comparison.ratings),
+        note=comparison.note,
+        shown_order=tuple(comparison.shown_order),
+        lease_time=_moment(comparison, "lease_time"),
+        answer_time=_moment(comparison, "answer_time"),
+        duration_s=_seconds(comparison, "answer_duration"),
+        project=comparison.project,
+        purpose=(
+            labeling_pb2.TaskPurpose.Name(comparison.purpose).removeprefix("TASK_PURPOSE_").lower()
+            if comparison.purpose
+            else "ordinary"
+        ),
+        round=comparison.round,
+        supersedes_comparison_id=(
+            str(comparison.supersedes_comparison_id) if comparison.supersedes_comparison_id else None
+        ),
+        is_superseded=comparison.is_superseded,
+        origin=comparison.origin,
+        task_id=comparison.task_id,
+        telemetry=_telemetry_from_proto(comparison.telemetry) if comparison.HasField("telemetry") else None,
     )
+
+
+def _rating_from_proto(rating: labeling_pb2.Rating) -> RatingRecord:
+    return RatingRecord(
+        accuracy=rating.accuracy or None,
+        coverage=rating.coverage or None,
+        coherence=rating.coherence or None,
+        overall=rating.overall or None,
+        flags=tuple(
+            labeling_pb2.Flag.Name(flag).removeprefix("FLAG_").lower() for flag in rating.flags if flag
+        ),
+        naive_reading=rating.naive_reading,
+    )
+
+
+def _telemetry_from_proto(telemetry: labeling_pb2.Telemetry) -> TelemetryRecord:
+    return TelemetryRecord(
+        shown_time=_moment(telemetry, "shown_time"),
+        first_action_time=_moment(telemetry, "first_action_time"),
+        submit_time=_moment(telemetry, "submit_time"),
+        active_s=_seconds(telemetry, "active_duration"),
+        change_count=telemetry.change_count,
+        aids=tuple(telemetry.aids),
+        device_class=telemetry.device_class,
+        page_version=telemetry.page_version,
+        instructions_version=telemetry.instructions_version,
+    )
+
+
+def _moment(message: Message, field: str) -> str | None:
+    """A Timestamp field as ISO 8601 in UTC, to the nanosecond; None when it is absent."""
+    return getattr(message, field).ToJsonString() if message.HasField(field) else None
+
+
+def _seconds(message: Message, field: str) -> float | None:
+    return duration_to_seconds(getattr(message, field)) if message.HasField(field) else None
 
 
 def _version_name(candidate: labeling_pb2.Candidate) -> str | None:

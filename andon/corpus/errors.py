@@ -6,6 +6,9 @@ AndonError
 └── InvalidArgumentError
     ├── UnknownFormatError      the rows are of no known shape
     └── MalformedRowError       one row breaks the shape of the others
+
+ValueError
+└── RowError                    one row, before anybody knows where it stood
 """
 
 from __future__ import annotations
@@ -43,3 +46,11 @@ class MalformedRowError(InvalidArgumentError):
         self.source = source
         self.row = row
         self.problem = problem
+
+
+class RowError(ValueError):
+    """A row cannot be read. ``reason`` is a word that a program may test."""
+
+    def __init__(self, problem: str, reason: str = "MALFORMED_ROW") -> None:
+        super().__init__(problem)
+        self.reason = reason
