@@ -38,6 +38,7 @@ __all__ = ["Row", "RowError", "comparison_reader", "document_from_row", "is_docu
 
 DOCUMENT_KEYS = ("document", "post", "article", "text")
 SUMMARY_KEYS = ("summaries", "summary", "highlights", "reference")
+FIRST_SPEAKER = "\n\nHuman:"
 LAST_SPEAKER = "\n\nAssistant:"
 NO_ANSWER = "NO_ANSWER"  # the reason of a sound row in which nobody decided anything
 NO_COMPARISON = "NO_COMPARISON"  # the reason of a row of no known shape
