@@ -136,9 +136,13 @@ def _shared_labels_of_task(
 
 def _majority_without(counts: Counter[Label], own: Label) -> Label | None:
     """The label given most often besides one ``own``; None without two others or a single winner."""
-    if counts.total() < 3:
-        return None
-    ranked = Counter({label: number - (label == own) for label, number in counts.items()}).most_common(2)
-    if len(ranked) == 2 and ranked[0][1] == ranked[1][1]:
-        return None
-    return ranked[0][0]
+    others = most = 0
+    winner: Label | None = None
+    for label, number_with_own in counts.items():
+        number = number_with_own - (label == own)
+        others += number
+        if number > most:
+            most, winner = number, label
+        elif number == most:
+            winner = None
+    return winner if others >= 2 else None

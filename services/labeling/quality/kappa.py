@@ -33,15 +33,20 @@ def pair_agreements(table: LabelTable[Label]) -> tuple[PairAgreement, ...]:
     Intervals take tasks as independent. Kappa is None where both gave one and the same label throughout. A
     thousand people who all share tasks make half a million pairs: ask for this only where somebody reads it.
     """
-    shared = _shared_tasks(table)
-    return tuple(
-        PairAgreement(a=a, b=b, agreement=_observed_agreement(patterns), cohen_kappa=_cohen_kappa(patterns))
-        for (a, b), patterns in sorted(shared.items())
-    )
+    # Pairs with little in common are many and often look the same.
+    known: dict[frozenset[tuple[tuple[tuple[Label, Label], ...], int]], tuple[Estimate, Estimate]] = {}
+    pairs = []
+    for (a, b), patterns in sorted(_shared_tasks(table).items()):
+        key = frozenset(patterns.items())
+        if key not in known:
+            known[key] = _observed_agreement(patterns), _cohen_kappa(patterns)
+        agreement, cohen_kappa = known[key]
+        pairs.append(PairAgreement(a=a, b=b, agreement=agreement, cohen_kappa=cohen_kappa))
+    return tuple(pairs)
 
 
-_Patterns = list[tuple[tuple[tuple[Label, Label], ...], int]]
-"""The (label of a, label of b) of a task's units, and how many tasks look so."""
+_Patterns = Counter[tuple[tuple[Label, Label], ...]]
+"""How many tasks gave these (label of a, label of b) to their units."""
 
 
 def _shared_tasks(table: LabelTable[Label]) -> dict[tuple[str, str], _Patterns[Label]]:
@@ -59,14 +64,14 @@ def _shared_tasks(table: LabelTable[Label]) -> dict[tuple[str, str], _Patterns[L
             for other_labels, others in groups[place + 1 :]:
                 if cells := _cells(labels, other_labels):
                     counts[cells].update(product(people, others))
-    shared: defaultdict[tuple[str, str], _Patterns[Label]] = defaultdict(list)
+    shared: defaultdict[tuple[str, str], _Patterns[Label]] = defaultdict(Counter)
     for cells, number_by_pair in counts.items():
         turned = tuple((second, first) for first, second in cells)
         for (one, other), number in number_by_pair.items():
             if one < other:
-                shared[one, other].append((cells, number))
+                shared[one, other][cells] += number
             else:
-                shared[other, one].append((turned, number))
+                shared[other, one][turned] += number
     return shared
 
 
@@ -83,14 +88,14 @@ def _cells(
 def _observed_agreement(patterns: _Patterns[Label]) -> Estimate:
     return share_of_clusters(
         cluster
-        for cells, number in patterns
+        for cells, number in patterns.items()
         for cluster in [(sum(one == other for one, other in cells), len(cells))] * number
     )
 
 
 def _cohen_kappa(patterns: _Patterns[Label]) -> Estimate:
     confusion: Counter[tuple[Label, Label]] = Counter()
-    for cells, number in patterns:
+    for cells, number in patterns.items():
         for cell in cells:
             confusion[cell] += number
     num_units = confusion.total()
@@ -116,7 +121,7 @@ def _cohen_kappa(patterns: _Patterns[Label]) -> Estimate:
     }
     influences = [
         value
-        for cells, number in patterns
+        for cells, number in patterns.items()
         for value in [math.fsum(influence[cell] for cell in cells)] * number
     ]
     return chance_corrected(observed=observed, expected=expected, influences=influences, num_units=num_units)
