@@ -1,18 +1,21 @@
 """Who may work on what, for how long, and in which order they see it.
 
 A task with overlap N has N slots, and each slot takes one answer. A slot is free when it has no answer and
-no lease that still runs. A labeler has one lease per task for good: they hold one slot of it at a time,
-never get it back once they have answered, and when their lease ran out and they are given the task again it
-is the same lease with the same order of candidates, running anew. So nothing that a labeler has seen is
-ever shuffled under their eyes.
+no lease that still runs. A labeler has one lease per task and round for good: they hold one slot of it at a
+time, never get it back once they have answered or skipped it, and when their lease ran out and they are given
+the task again it is the same lease with the same order of candidates, running anew. So nothing that a labeler
+has seen is ever shuffled under their eyes. A task for everybody gets a slot for each labeler who comes to it.
 
-Every order follows from the database's seed: the candidates are shuffled per labeler and task, the tasks
-stand on one shuffled circle, and each labeler enters that circle at a place of their own. The store asks
-these rules and keeps what they decided; the clock and the seed come from outside.
+Every order follows from the database's seed. The tasks stand on one shuffled circle, and each labeler enters
+that circle at a place of their own. A task's candidates are shuffled, and from slot to slot turned on by one
+place, so that over its labelers each candidate stands equally often at each place. Which items of a labeler
+are calibration, drift, gold or repeats is drawn so that every twenty items hold the shares that were asked
+for. The stores ask these rules and keep what they decided; the clock and the seed come from outside.
 """
 
 from __future__ import annotations
 
+import enum
 import hashlib
 from dataclasses import dataclass
 
@@ -23,9 +26,21 @@ from services.labeling.errors import (
     LeaseOfAnotherLabelerError,
 )
 from services.labeling.limits import check_batch_filter, check_labeler
+from services.labeling.projects import BatchSettings, check_project_filter
 
 MAX_TASKS_PER_LEASE = 1_000
 CIRCLE_PLACES = 2**31  # fits a signed 32-bit column
+BLOCK_ITEMS = 20  # so many items of a labeler hold each share exactly, up to rounding
+
+
+class Pool(enum.Enum):
+    """Where an item comes from."""
+
+    ORDINARY = "ordinary"
+    CALIBRATION = "calibration"
+    DRIFT = "drift"
+    GOLD = "gold"
+    REPEAT = "repeat"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +57,7 @@ class LeaseOrder:
 
     labeler_id: str
     batch: str  # empty: any batch
+    project: str = ""  # empty: any project
     max_tasks: int
     duration_us: int
 
@@ -65,19 +81,28 @@ class LeaseRecord:
     batch_id: int
     slot_number: int
     labeler_id: str
+    round: int
     shown_order: tuple[int, ...]  # the candidate shown_order[i] stands at place i of the labeler's screen
     lease_us: int
     expire_us: int
     is_answered: bool
+    is_skipped: bool
     holds_slot: bool  # False once another lease has the slot
 
 
 def check_lease_order(
-    *, labeler_id: str, batch: str, max_tasks: int, duration_us: int | None, durations: LeaseDurations
+    *,
+    labeler_id: str,
+    batch: str,
+    project: str = "",
+    max_tasks: int,
+    duration_us: int | None,
+    durations: LeaseDurations,
 ) -> LeaseOrder:
     """Fill in the defaults of a wish for work, or refuse it."""
     check_labeler(labeler_id)
     check_batch_filter(batch)
+    check_project_filter(project)
     if not 0 <= max_tasks <= MAX_TASKS_PER_LEASE:
         raise InvalidFieldError(
             f"{max_tasks}; at most {MAX_TASKS_PER_LEASE:,}", reason="INVALID_LEASE", field="max_tasks"
@@ -89,7 +114,13 @@ def check_lease_order(
             reason="INVALID_LEASE",
             field="lease_duration",
         )
-    return LeaseOrder(labeler_id=labeler_id, batch=batch, max_tasks=max_tasks or 1, duration_us=duration_us)
+    return LeaseOrder(
+        labeler_id=labeler_id,
+        batch=batch,
+        project=project,
+        max_tasks=max_tasks or 1,
+        duration_us=duration_us,
+    )
 
 
 def check_may_answer(lease: LeaseRecord, *, labeler_id: str, now_us: int) -> None:
@@ -98,6 +129,8 @@ def check_may_answer(lease: LeaseRecord, *, labeler_id: str, now_us: int) -> Non
         raise LeaseOfAnotherLabelerError(lease.lease_id)
     if lease.is_answered:
         raise LeaseAlreadyAnsweredError(lease.lease_id)
+    if lease.is_skipped:
+        raise LeaseExpiredError(lease.lease_id)
     # A wall clock that was set back must not revive a lease whose slot went to somebody else.
     if lease.expire_us <= now_us or not lease.holds_slot:
         raise LeaseExpiredError(lease.lease_id)
@@ -117,12 +150,46 @@ class Draws:
         """Where a labeler enters the circle, in [0, CIRCLE_PLACES)."""
         return self._number("labeler", labeler_id) % CIRCLE_PLACES
 
-    def shown_order(self, task_id: int, labeler_id: str, num_candidates: int) -> tuple[int, ...]:
-        """A uniform permutation of the candidates for this labeler and task."""
-        drawn = [
-            self._number("order", str(task_id), labeler_id, str(index)) for index in range(num_candidates)
+    def shown_order(self, task_id: int, slot_number: int, num_candidates: int) -> tuple[int, ...]:
+        """The permutation of the candidates for one slot of a task; candidate [i] stands at place i.
+
+        Uniform for each slot by itself. Among ``num_candidates`` slots in a row each candidate stands once at
+        each place.
+        """
+        if num_candidates == 0:
+            return ()
+        block, turn = divmod(slot_number, num_candidates)
+        names = [str(index) for index in range(num_candidates)]
+        drawn = [self._number("order", str(task_id), str(block), name) for name in names]
+        order = sorted(range(num_candidates), key=drawn.__getitem__)
+        return tuple(order[turn:] + order[:turn])
+
+    def pools(self, labeler_id: str, first_item: int, count: int, settings: BatchSettings) -> list[Pool]:
+        """Where a labeler's items number ``first_item`` (from 0) and the next ones come from."""
+        return [
+            self._block(labeler_id, item // BLOCK_ITEMS, settings)[item % BLOCK_ITEMS]
+            for item in range(first_item, first_item + count)
         ]
-        return tuple(sorted(range(num_candidates), key=drawn.__getitem__))
+
+    def _block(self, labeler_id: str, block: int, settings: BatchSettings) -> list[Pool]:
+        pools: list[Pool] = []
+        for pool, share in (
+            (Pool.CALIBRATION, settings.calibration_share),
+            (Pool.DRIFT, settings.drift_share),
+            (Pool.GOLD, settings.gold_share),
+            (Pool.REPEAT, settings.repeat_share),
+        ):
+            # A share that makes no whole items is rounded by a draw, so that it holds on average.
+            whole = int(share * BLOCK_ITEMS + 1e-9)
+            rest = share * BLOCK_ITEMS - whole
+            drawn = self._number("share", labeler_id, str(block), pool.value) / 2**128
+            pools += [pool] * (whole + (drawn < rest))
+        pools = pools[:BLOCK_ITEMS]
+        pools += [Pool.ORDINARY] * (BLOCK_ITEMS - len(pools))
+        places = sorted(
+            range(BLOCK_ITEMS), key=lambda item: self._number("pool", labeler_id, str(block), str(item))
+        )
+        return [pool for _, pool in sorted(zip(places, pools, strict=True))]
 
     def _number(self, *names: str) -> int:
         # Newlines separate unambiguously: no name may hold one.

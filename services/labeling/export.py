@@ -1,4 +1,4 @@
-"""In which pieces recorded answers go out, and when a reader who follows hears of new ones.
+"""Which recorded answers go out, in which pieces, and when a reader who follows hears of new ones.
 
 Each page is a short read of its own: a slow reader holds no transaction open, and a database of any size is
 exported in the memory of one page.
@@ -7,13 +7,52 @@ exported in the memory of one page.
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from services.labeling.answers import Comparison
 from services.labeling.changes import Changes
-from services.labeling.store import LabelingStore
+from services.labeling.errors import InvalidFieldError
+from services.labeling.limits import check_batch_filter
+from services.labeling.projects import check_project_filter
 from services.labeling.threads import DatabaseThreads
+
+if TYPE_CHECKING:
+    from services.labeling.store import LabelingStore
+
+MAX_FOLDS = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelerFold:
+    """One of k groups of labelers, by a hash of their ids: the same in every database."""
+
+    num_folds: int
+    fold: int
+    complement: bool = False  # all groups but this one
+
+    def takes(self, labeler_id: str) -> bool:
+        """Whether the labeler belongs to what is wanted."""
+        digest = hashlib.sha256(labeler_id.encode()).digest()
+        is_in_fold = int.from_bytes(digest[:8], "big") % self.num_folds == self.fold
+        return is_in_fold is not self.complement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportFilter:
+    """Which answers are wanted; without anything, all that people decided in earnest."""
+
+    batch: str = ""
+    project: str = ""
+    fold: LabelerFold | None = None
+    with_superseded: bool = False
+    with_onboarding: bool = False
+
+    def takes_labeler(self, labeler_id: str) -> bool:
+        """Whether this labeler's answers are wanted."""
+        return self.fold is None or self.fold.takes(labeler_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,27 +63,50 @@ class ExportPace:
     poll_s: float  # a follower looks this often for answers that another process recorded
 
 
+def check_export_filter(wanted: ExportFilter) -> None:
+    """Refuse a filter that names nothing that could be."""
+    check_batch_filter(wanted.batch)
+    check_project_filter(wanted.project)
+    fold = wanted.fold
+    if fold is not None and not (2 <= fold.num_folds <= MAX_FOLDS and 0 <= fold.fold < fold.num_folds):
+        raise InvalidFieldError(
+            f"group {fold.fold} of {fold.num_folds}; 2 to {MAX_FOLDS} groups, counted from 0",
+            reason="INVALID_FOLD",
+            field="labeler_fold",
+        )
+
+
 async def pages_of_comparisons(
     store: LabelingStore,
     threads: DatabaseThreads,
     changes: Changes,
     pace: ExportPace,
     *,
-    batch: str,
+    wanted: ExportFilter,
     after_comparison_id: int,
     follow: bool,
 ) -> AsyncIterator[list[Comparison]]:
-    """All answers after the cursor in the order of their ids; with ``follow`` it ends only by an error."""
+    """All wanted answers after the cursor by their ids; with ``follow`` it ends only by an error.
+
+    What an export that came to its end has sent can no longer be corrected.
+    """
     cursor = after_comparison_id
+    sent = 0
     while True:
         count = changes.count
-        page = await threads.read(
-            functools.partial(store.comparisons_after, cursor, batch=batch, limit=pace.page_comparisons)
+        page, further = await threads.read(
+            functools.partial(store.comparisons_after, cursor, wanted=wanted, limit=pace.page_comparisons)
         )
         if page:
-            cursor = page[-1].comparison_id
+            sent = page[-1].comparison_id
             yield page
-        if len(page) < pace.page_comparisons:
-            if not follow:
-                return
-            await changes.wait_beyond(count, timeout_s=pace.poll_s)
+        if further is not None:
+            cursor = further
+            continue
+        cursor = max(cursor, sent)
+        if sent:
+            await threads.write(functools.partial(store.note_exported, wanted, sent))
+            sent = 0
+        if not follow:
+            return
+        await changes.wait_beyond(count, timeout_s=pace.poll_s)

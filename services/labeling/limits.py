@@ -7,8 +7,11 @@ text may not hold U+0000, because PostgreSQL cannot store it and both engines mu
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from services.labeling.errors import InvalidFieldError
+
+Clock = Callable[[], int]  # microseconds since 1970 in UTC
 
 MAX_REQUEST_ID_CHARS = 200
 MAX_NOTE_CHARS = 10_000

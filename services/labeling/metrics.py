@@ -22,6 +22,14 @@ class LabelingMetrics:
         self.answers_recorded = Counter(
             "andon_labeling_answers_recorded_total", "Answers recorded.", ["decision"], registry=registry
         )
+        self.answers_imported = Counter(
+            "andon_labeling_answers_imported_total",
+            "Answers taken in that were given elsewhere.",
+            registry=registry,
+        )
+        self.tasks_skipped = Counter(
+            "andon_labeling_tasks_skipped_total", "Tasks that labelers gave back.", registry=registry
+        )
         self.requests_repeated = Counter(
             "andon_labeling_requests_repeated_total",
             "Requests that were answered before and got the first answer.",

@@ -5,15 +5,29 @@ Only the stores call this; what the values mean is decided in ``tasks`` and ``an
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import sqlalchemy as sa
 
 from andon.modeling.versions import ModelVersion
-from services.labeling.answers import AnswerDraft, Choice, Comparison, Decision, Ranking
+from services.labeling.answers import (
+    AXES,
+    AnswerDraft,
+    Choice,
+    Comparison,
+    Decision,
+    Flag,
+    Origin,
+    Ranking,
+    Rating,
+    Telemetry,
+    Verdict,
+)
 from services.labeling.assignment import Draws, LeaseRecord
-from services.labeling.schema import batches, candidates, slots, tasks
+from services.labeling.quality.records import Purpose
+from services.labeling.schema import batches, candidates, comparisons, projects, slots, tasks
 from services.labeling.tasks import Candidate, TaskDraft
 
 Row = dict[str, Any]  # Any: a column's value, of the type that schema.py gives it
@@ -24,10 +38,24 @@ def id_of_batch(name: str) -> sa.ScalarSelect[int]:
     return sa.select(batches.c.id).where(batches.c.name == name).scalar_subquery()
 
 
+def id_of_project(name: str) -> sa.ScalarSelect[int]:
+    """A subquery; null for a project that does not exist, so that nothing is found."""
+    return sa.select(projects.c.id).where(projects.c.name == name).scalar_subquery()
+
+
+def is_superseded() -> sa.Exists:
+    """Whether a later row of ``comparisons`` corrects this one."""
+    later = comparisons.alias("later")
+    return sa.exists().where(later.c.supersedes_id == comparisons.c.id)
+
+
 def insert_tasks(
     connection: sa.Connection, batch_id: int, drafts: Mapping[int, TaskDraft], *, draws: Draws, now_us: int
 ) -> None:
-    """Add tasks, by id, with their candidates and their free slots."""
+    """Add tasks, by id, with their candidates and their free slots.
+
+    A task for everybody has none; it gets one for each labeler who comes to it.
+    """
     connection.execute(
         sa.insert(tasks),
         [
@@ -36,32 +64,42 @@ def insert_tasks(
                 "batch_id": batch_id,
                 "document_id": draft.document_id,
                 "document": draft.document,
-                "overlap_count": draft.overlap_count,
+                "overlap_count": 0 if draft.is_for_everybody else draft.overlap_count,
+                "kind": draft.kind.value,
+                "purpose": draft.purpose.value,
+                "place": draws.task_place(task_id),
+                "expected": draft.expected,
+                "explanation": draft.explanation,
+                "content_sha256": None,
                 "create_us": now_us,
             }
             for task_id, draft in drafts.items()
         ],
     )
-    connection.execute(
-        sa.insert(candidates),
+    _insert(
+        connection,
+        candidates,
         [
-            _candidate_row(task_id, position, candidate)
+            candidate_row(task_id, position, candidate)
             for task_id, draft in drafts.items()
             for position, candidate in enumerate(draft.candidates)
         ],
     )
-    connection.execute(
-        sa.insert(slots),
+    _insert(
+        connection,
+        slots,
         [
             {
                 "task_id": task_id,
                 "number": number,
                 "batch_id": batch_id,
+                "purpose": draft.purpose.value,
                 "place": place,
                 "lease_id": None,
                 "free_from_us": 0,
             }
             for task_id, draft in drafts.items()
+            if not draft.is_for_everybody
             for place in (draws.task_place(task_id),)
             for number in range(draft.overlap_count)
         ],
@@ -89,52 +127,145 @@ def candidates_by_task(connection: sa.Connection, task_ids: set[int]) -> dict[in
 
 
 def comparison_row(
-    comparison_id: int, lease: LeaseRecord, answer: AnswerDraft, decision: Decision, *, now_us: int
+    comparison_id: int,
+    lease: LeaseRecord,
+    answer: AnswerDraft,
+    *,
+    origin: Origin,
+    supersedes_id: int | None,
+    now_us: int,
 ) -> Row:
-    """A new row of ``comparisons``."""
+    """A new row of ``comparisons``; the answer is in the submitter's order already."""
     return {
         "id": comparison_id,
         "batch_id": lease.batch_id,
         "task_id": lease.task_id,
         "lease_id": lease.lease_id,
         "labeler_id": lease.labeler_id,
-        "best_position": decision.best_index if isinstance(decision, Choice) else None,
-        "tiers": [list(tier) for tier in decision.tiers] if isinstance(decision, Ranking) else None,
+        "round": lease.round,
+        "supersedes_id": supersedes_id,
+        "origin": origin.value,
+        **decision_columns(answer.decision),
+        "preference": answer.preference,
         "confidence": answer.confidence,
+        "ratings": ratings_to_json(answer.ratings),
         "note": answer.note,
         "shown_order": list(lease.shown_order),
         "lease_us": lease.lease_us,
         "answer_us": now_us,
         "answer_duration_us": answer.answer_duration_us,
+        "telemetry": telemetry_to_json(answer.telemetry),
     }
 
 
+def decision_columns(decision: Decision | None) -> Row:
+    """A decision as the three columns of which one is set."""
+    return {
+        "best_position": decision.best_index if isinstance(decision, Choice) else None,
+        "tiers": [list(tier) for tier in decision.tiers] if isinstance(decision, Ranking) else None,
+        "verdict": decision.affirmed if isinstance(decision, Verdict) else None,
+    }
+
+
+def decision_of(row: sa.Row[Any]) -> Decision:
+    """Read the three columns."""
+    if row.tiers is not None:
+        return Ranking(tiers=tiers_from_json(row.tiers))
+    if row.verdict is not None:
+        return Verdict(affirmed=row.verdict)
+    return Choice(best_index=row.best_position)
+
+
+def tiers_from_json(value: list[list[int]]) -> tuple[tuple[int, ...], ...]:
+    """Tiers as the database keeps them."""
+    return tuple(tuple(tier) for tier in value)
+
+
+def select_comparisons() -> sa.Select[Any]:
+    """Rows that :func:`comparison_of` reads."""
+    return (
+        sa.select(
+            comparisons,
+            tasks.c.document_id,
+            tasks.c.document,
+            tasks.c.purpose,
+            batches.c.name.label("batch"),
+            projects.c.name.label("project"),
+            is_superseded().label("is_superseded"),
+        )
+        .join(tasks, tasks.c.id == comparisons.c.task_id)
+        .join(batches, batches.c.id == comparisons.c.batch_id)
+        .join(projects, projects.c.id == batches.c.project_id)
+    )
+
+
 def comparison_of(row: sa.Row[Any], texts: list[Candidate]) -> Comparison:
-    """Read a row of ``comparisons`` joined with its task and batch."""
-    decision: Decision
-    if row.tiers is None:
-        decision = Choice(best_index=row.best_position)
-    else:
-        decision = Ranking(tiers=tuple(tuple(tier) for tier in row.tiers))
+    """Read a row of :func:`select_comparisons`."""
     return Comparison(
         comparison_id=row.id,
         task_id=row.task_id,
+        project=row.project,
         batch=row.batch,
+        purpose=Purpose(row.purpose),
         document_id=row.document_id,
         document=row.document,
         candidates=tuple(texts),
-        decision=decision,
+        decision=decision_of(row),
         confidence=row.confidence,
+        preference=row.preference,
+        ratings=ratings_from_json(row.ratings),
         note=row.note,
         labeler_id=row.labeler_id,
+        round=row.round,
+        supersedes_id=row.supersedes_id,
+        is_superseded=row.is_superseded,
+        origin=Origin(row.origin),
         shown_order=tuple(row.shown_order),
         lease_us=row.lease_us,
         answer_us=row.answer_us,
         answer_duration_us=row.answer_duration_us,
+        telemetry=telemetry_from_json(row.telemetry),
     )
 
 
-def _candidate_row(task_id: int, position: int, candidate: Candidate) -> Row:
+def ratings_to_json(ratings: tuple[Rating, ...]) -> list[Row] | None:
+    """Ratings by position; what was not asked is left out."""
+    if not ratings:
+        return None
+    return [
+        {
+            **{axis: getattr(rating, axis) for axis in AXES if getattr(rating, axis) is not None},
+            **({"flags": [flag.value for flag in rating.flags]} if rating.flags else {}),
+            **({"naive_reading": rating.naive_reading} if rating.naive_reading else {}),
+        }
+        for rating in ratings
+    ]
+
+
+def ratings_from_json(value: list[Row] | None) -> tuple[Rating, ...]:
+    """Read what :func:`ratings_to_json` wrote."""
+    return tuple(
+        Rating(
+            **{axis: rating.get(axis) for axis in AXES},
+            flags=tuple(Flag(flag) for flag in rating.get("flags", ())),
+            naive_reading=rating.get("naive_reading", ""),
+        )
+        for rating in value or ()
+    )
+
+
+def telemetry_to_json(telemetry: Telemetry | None) -> Row | None:
+    """How an answer came about, as one JSON object."""
+    return None if telemetry is None else dataclasses.asdict(telemetry)
+
+
+def telemetry_from_json(value: Row | None) -> Telemetry | None:
+    """Read what :func:`telemetry_to_json` wrote."""
+    return None if value is None else Telemetry(**{**value, "aids": tuple(value["aids"])})
+
+
+def candidate_row(task_id: int, position: int, candidate: Candidate) -> Row:
+    """A new row of ``candidates``."""
     written_by = candidate.policy_version
     return {
         "task_id": task_id,
@@ -145,3 +276,8 @@ def _candidate_row(task_id: int, position: int, candidate: Candidate) -> Row:
         "policy_version": written_by.version if written_by else None,
         "policy_sha256": written_by.weights_sha256 if written_by else None,
     }
+
+
+def _insert(connection: sa.Connection, table: sa.Table, rows: list[Row]) -> None:
+    if rows:
+        connection.execute(sa.insert(table), rows)

@@ -136,7 +136,7 @@ slots = Table(
     Column("task_id", ForeignKey("tasks.id"), primary_key=True),
     Column("number", Integer, primary_key=True),  # 0 .. overlap_count - 1
     Column("batch_id", ForeignKey("batches.id"), nullable=False),
-    Column("purpose", String(16), nullable=False),  # of the task
+    Column("purpose", String(16), nullable=False),  # of the task, or "repeat"
     Column("place", Integer, nullable=False),  # of the task
     Column("lease_id", String(32)),  # the last lease; it holds the slot until free_from_us
     Column("free_from_us", BigInteger),  # may be leased from then on; null once it is answered

@@ -1,37 +1,71 @@
 """The RPCs of LabelingService: check, hand to a database thread, answer.
 
-What may be asked and what it means is decided in ``tasks``, ``assignment`` and ``answers``; errors become
-statuses in ``andon.rpc``.
+What may be asked and what it means is decided in ``projects``, ``tasks``, ``assignment``, ``answers``,
+``imports`` and ``export``; who may ask in ``access``; errors become statuses in ``andon.rpc``.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncIterator
 
 import grpc.aio
 
 from andon.api.labeling.v1 import labeling_service_pb2 as labeling_pb2
 from andon.api.labeling.v1 import labeling_service_pb2_grpc as labeling_grpc
-from services.labeling.answers import Choice, check_answers
+from services.labeling.accounts import Role
+from services.labeling.answers import Choice, check_answers, check_count
 from services.labeling.assignment import LeaseDurations, check_lease_order
+from services.labeling.callers import acting_as, caller
 from services.labeling.changes import Changes
 from services.labeling.config import LabelingConfig
 from services.labeling.errors import InvalidFieldError
-from services.labeling.export import ExportPace, pages_of_comparisons
-from services.labeling.limits import check_batch_filter, check_request_id
+from services.labeling.export import ExportPace, check_export_filter, pages_of_comparisons
+from services.labeling.import_store import ImportStore
+from services.labeling.imports import MAX_ROWS_PER_MESSAGE, ImportRow, ImportTally, Refusal, check_rows
+from services.labeling.limits import (
+    MAX_NOTE_CHARS,
+    check_batch,
+    check_batch_filter,
+    check_labeler,
+    check_request_id,
+    check_text,
+)
 from services.labeling.messages import (
     answer_from_proto,
+    batch_settings_from_proto,
+    batch_settings_to_proto,
     comparison_to_proto,
     duration_to_us,
+    estimate_to_proto,
+    export_filter_from_proto,
+    import_row_from_proto,
+    import_tally_to_proto,
     leased_task_to_proto,
     progress_to_proto,
+    project_settings_from_proto,
+    project_settings_to_proto,
     repeatable,
+    skip_from_proto,
     task_from_proto,
 )
 from services.labeling.metrics import LabelingMetrics
-from services.labeling.store import LabelingStore
+from services.labeling.project_store import ProjectRecord, ProjectStore
+from services.labeling.projects import (
+    check_batch_settings,
+    check_instructions,
+    check_project_filter,
+    check_project_name,
+    check_project_settings,
+)
+from services.labeling.quality.report import quality_report
+from services.labeling.quality_store import QualityStore
+from services.labeling.store import LabelingStore, SkipDraft
 from services.labeling.tasks import check_submission
 from services.labeling.threads import DatabaseThreads
+
+DEFAULT_PAGE_SIZE = 100
+MAX_PAGE_SIZE = 1_000
 
 
 class LabelingServicer(labeling_grpc.LabelingServiceServicer):
@@ -41,12 +75,18 @@ class LabelingServicer(labeling_grpc.LabelingServiceServicer):
         self,
         store: LabelingStore,
         *,
+        projects: ProjectStore,
+        imports: ImportStore,
+        quality: QualityStore,
         threads: DatabaseThreads,
         answers_recorded: Changes,
         config: LabelingConfig,
         metrics: LabelingMetrics,
     ) -> None:
         self._store = store
+        self._projects = projects
+        self._imports = imports
+        self._quality = quality
         self._threads = threads
         self._answers_recorded = answers_recorded
         self._metrics = metrics
@@ -58,6 +98,49 @@ class LabelingServicer(labeling_grpc.LabelingServiceServicer):
             page_comparisons=config.export_page_comparisons, poll_s=config.export_poll_s
         )
 
+    async def CreateProject(
+        self,
+        request: labeling_pb2.CreateProjectRequest,
+        context: grpc.aio.ServicerContext[
+            labeling_pb2.CreateProjectRequest, labeling_pb2.CreateProjectResponse
+        ],
+    ) -> labeling_pb2.CreateProjectResponse:
+        """Make a project."""
+        check_project_name(request.project)
+        settings = project_settings_from_proto(request.settings)
+        check_project_settings(settings)
+        check_instructions(request.settings.instructions)
+        created = await self._threads.write(
+            lambda: self._projects.create_project(
+                request.project, settings, request.settings.instructions, actor=caller().name
+            )
+        )
+        return labeling_pb2.CreateProjectResponse(created=created)
+
+    async def ListProjects(
+        self,
+        request: labeling_pb2.ListProjectsRequest,
+        context: grpc.aio.ServicerContext[
+            labeling_pb2.ListProjectsRequest, labeling_pb2.ListProjectsResponse
+        ],
+    ) -> labeling_pb2.ListProjectsResponse:
+        """Name projects with their batches."""
+        if not 0 <= request.page_size <= MAX_PAGE_SIZE:
+            raise InvalidFieldError(
+                f"{request.page_size}; at most {MAX_PAGE_SIZE}", reason="INVALID_PAGE", field="page_size"
+            )
+        check_project_filter(request.page_token)
+        limit = request.page_size or DEFAULT_PAGE_SIZE
+        found = await self._threads.read(
+            lambda: self._projects.projects(after=request.page_token, limit=limit + 1)
+        )
+        answer = labeling_pb2.ListProjectsResponse(
+            next_page_token=found[limit - 1].name if len(found) > limit else ""
+        )
+        for project in found[:limit]:
+            answer.projects.append(await self._project_to_proto(project))
+        return answer
+
     async def SubmitTasks(
         self,
         request: labeling_pb2.SubmitTasksRequest,
@@ -65,10 +148,17 @@ class LabelingServicer(labeling_grpc.LabelingServiceServicer):
     ) -> labeling_pb2.SubmitTasksResponse:
         """Add tasks to a batch."""
         check_request_id(request.request_id)
-        drafts = [task_from_proto(task) for task in request.tasks]
+        check_project_filter(request.project)
+        settings = batch_settings_from_proto(request.batch_settings)
+        check_batch_settings(settings)
+        drafts = [task_from_proto(task, field=f"tasks[{index}]") for index, task in enumerate(request.tasks)]
         check_submission(request.batch, drafts, max_text_chars=self._max_text_chars)
         origin = repeatable("SubmitTasks", request.request_id, request)
-        submitted = await self._threads.write(lambda: self._store.submit_tasks(origin, request.batch, drafts))
+        submitted = await self._threads.write(
+            lambda: self._store.submit_tasks(
+                origin, request.batch, drafts, project=request.project, batch_settings=settings
+            )
+        )
         if submitted.repeated:
             self._metrics.requests_repeated.labels("SubmitTasks").inc()
         else:
@@ -87,13 +177,17 @@ class LabelingServicer(labeling_grpc.LabelingServiceServicer):
                 request.lease_duration, field="lease_duration", reason="INVALID_LEASE"
             )
         order = check_lease_order(
-            labeler_id=request.labeler_id,
+            labeler_id=acting_as(request.labeler_id),
             batch=request.batch,
+            project=request.project,
             max_tasks=request.max_tasks,
             duration_us=duration_us,
             durations=self._lease_durations,
         )
-        leased = await self._threads.write(lambda: self._store.lease_tasks(order))
+        must_be_admitted = caller().role == Role.LABELER
+        leased = await self._threads.write(
+            lambda: self._store.lease_tasks(order, must_be_admitted=must_be_admitted)
+        )
         self._metrics.leases_granted.inc(len(leased))
         return labeling_pb2.LeaseTasksResponse(tasks=[leased_task_to_proto(task) for task in leased])
 
@@ -106,6 +200,8 @@ class LabelingServicer(labeling_grpc.LabelingServiceServicer):
     ) -> labeling_pb2.SubmitAnswersResponse:
         """Record answers, all or none."""
         check_request_id(request.request_id)
+        labeler_id = acting_as(request.labeler_id)
+        check_labeler(labeler_id)
         answers = [
             answer_from_proto(answer, field=f"answers[{index}]")
             for index, answer in enumerate(request.answers)
@@ -113,7 +209,7 @@ class LabelingServicer(labeling_grpc.LabelingServiceServicer):
         check_answers(answers)
         origin = repeatable("SubmitAnswers", request.request_id, request)
         recorded = await self._threads.write(
-            lambda: self._store.submit_answers(origin, request.labeler_id, answers),
+            lambda: self._store.submit_answers(origin, labeler_id, answers),
             then=self._answers_recorded.announce,
         )
         if recorded.repeated:
@@ -124,6 +220,25 @@ class LabelingServicer(labeling_grpc.LabelingServiceServicer):
             self._metrics.answers_recorded.labels("ranking").inc(len(answers) - num_choices)
         return labeling_pb2.SubmitAnswersResponse(comparison_ids=recorded.comparison_ids)
 
+    async def SkipTasks(
+        self,
+        request: labeling_pb2.SkipTasksRequest,
+        context: grpc.aio.ServicerContext[labeling_pb2.SkipTasksRequest, labeling_pb2.SkipTasksResponse],
+    ) -> labeling_pb2.SkipTasksResponse:
+        """Take tasks back, all or none."""
+        check_request_id(request.request_id)
+        labeler_id = acting_as(request.labeler_id)
+        check_labeler(labeler_id)
+        skipped = [skip_from_proto(skip) for skip in request.skips]
+        check_skips(skipped)
+        origin = repeatable("SkipTasks", request.request_id, request)
+        is_new = await self._threads.write(lambda: self._store.skip_tasks(origin, labeler_id, skipped))
+        if is_new:
+            self._metrics.tasks_skipped.inc(len(skipped))
+        else:
+            self._metrics.requests_repeated.labels("SkipTasks").inc()
+        return labeling_pb2.SkipTasksResponse()
+
     async def ExportComparisons(
         self,
         request: labeling_pb2.ExportComparisonsRequest,
@@ -132,7 +247,8 @@ class LabelingServicer(labeling_grpc.LabelingServiceServicer):
         ],
     ) -> AsyncIterator[labeling_pb2.ExportComparisonsResponse]:
         """Stream what was recorded."""
-        check_batch_filter(request.batch)
+        wanted = export_filter_from_proto(request)
+        check_export_filter(wanted)
         if request.after_comparison_id < 0:
             raise InvalidFieldError("is negative", reason="INVALID_CURSOR", field="after_comparison_id")
         pages = pages_of_comparisons(
@@ -140,7 +256,7 @@ class LabelingServicer(labeling_grpc.LabelingServiceServicer):
             self._threads,
             self._answers_recorded,
             self._export_pace,
-            batch=request.batch,
+            wanted=wanted,
             after_comparison_id=request.after_comparison_id,
             follow=request.follow,
         )
@@ -150,6 +266,28 @@ class LabelingServicer(labeling_grpc.LabelingServiceServicer):
                     yield labeling_pb2.ExportComparisonsResponse(comparison=comparison_to_proto(comparison))
                 self._metrics.comparisons_exported.inc(len(page))
 
+    async def ImportComparisons(
+        self,
+        request_iterator: AsyncIterator[labeling_pb2.ImportComparisonsRequest],
+        context: grpc.aio.ServicerContext[
+            labeling_pb2.ImportComparisonsRequest, labeling_pb2.ImportComparisonsResponse
+        ],
+    ) -> labeling_pb2.ImportComparisonsResponse:
+        """Record answers that were given elsewhere, message by message."""
+        tally = ImportTally()
+        project = batch = ""
+        async for request in request_iterator:
+            check_request_id(request.request_id)
+            if not batch:
+                project, batch = request.project, request.batch
+                check_project_name(project)
+                check_batch(batch)
+                await self._threads.read(functools.partial(self._imports.check_project, project))
+            tally += await self._import(request, project=project, batch=batch)
+        if not batch:
+            raise InvalidFieldError("at least one is needed", reason="EMPTY_REQUEST", field="comparisons")
+        return import_tally_to_proto(tally)
+
     async def GetProgress(
         self,
         request: labeling_pb2.GetProgressRequest,
@@ -157,4 +295,98 @@ class LabelingServicer(labeling_grpc.LabelingServiceServicer):
     ) -> labeling_pb2.GetProgressResponse:
         """Count."""
         check_batch_filter(request.batch)
-        return progress_to_proto(await self._threads.read(lambda: self._store.progress(request.batch)))
+        check_project_filter(request.project)
+        return progress_to_proto(
+            await self._threads.read(lambda: self._store.progress(request.batch, project=request.project))
+        )
+
+    async def GetAgreement(
+        self,
+        request: labeling_pb2.GetAgreementRequest,
+        context: grpc.aio.ServicerContext[
+            labeling_pb2.GetAgreementRequest, labeling_pb2.GetAgreementResponse
+        ],
+    ) -> labeling_pb2.GetAgreementResponse:
+        """Say how far labelers agree."""
+        check_project_name(request.project)
+        check_batch_filter(request.batch)
+        report = await self._threads.read(
+            lambda: quality_report(self._quality.judged_answers(request.project, batch=request.batch))
+        )
+        shares = report.overall.agreement
+        return labeling_pb2.GetAgreementResponse(
+            pairs=[
+                labeling_pb2.LabelerPair(
+                    a=pair.a,
+                    b=pair.b,
+                    agreement=estimate_to_proto(pair.agreement),
+                    cohen_kappa=estimate_to_proto(pair.cohen_kappa),
+                )
+                for pair in report.pairs or ()
+            ],
+            fleiss_kappa=estimate_to_proto(report.overall.fleiss_kappa),
+            krippendorff_alpha=estimate_to_proto(report.overall.krippendorff_alpha),
+            labeler_labeler=estimate_to_proto(shares.labeler_labeler),
+            labeler_researcher=estimate_to_proto(shares.labeler_researcher),
+            labeler_majority=estimate_to_proto(shares.labeler_majority),
+        )
+
+    async def _import(
+        self, request: labeling_pb2.ImportComparisonsRequest, *, project: str, batch: str
+    ) -> ImportTally:
+        if len(request.comparisons) > MAX_ROWS_PER_MESSAGE:
+            raise InvalidFieldError(
+                f"{len(request.comparisons):,}; at most {MAX_ROWS_PER_MESSAGE:,} in a message",
+                reason="TOO_MANY_ANSWERS",
+                field="comparisons",
+            )
+        rows: list[ImportRow] = []
+        unreadable: list[Refusal] = []
+        for message in request.comparisons:
+            try:
+                rows.append(import_row_from_proto(message))
+            except InvalidFieldError as error:
+                unreadable.append(Refusal(row=message.row, reason=error.reason, message=error.message))
+        kept, refused = check_rows(rows, max_text_chars=self._max_text_chars)
+        refused += ImportTally(num_refused=len(unreadable), refused=tuple(unreadable))
+        if not kept:
+            return refused
+        origin = repeatable("ImportComparisons", request.request_id, request)
+        recorded = await self._threads.write(
+            lambda: self._imports.record(origin, kept, project=project, batch=batch),
+            then=self._answers_recorded.announce,
+        )
+        self._metrics.answers_imported.inc(recorded.num_recorded)
+        return refused + recorded
+
+    async def _project_to_proto(self, project: ProjectRecord) -> labeling_pb2.Project:
+        batches = await self._threads.read(lambda: self._projects.batches(project.name))
+        message = labeling_pb2.Project(
+            project=project.name,
+            settings=project_settings_to_proto(project.settings, project.instructions),
+            instructions_version=project.instructions_version,
+        )
+        for batch in batches:
+            progress = await self._threads.read(functools.partial(self._store.progress, batch.name))
+            message.batches.append(
+                labeling_pb2.Batch(
+                    batch=batch.name,
+                    settings=batch_settings_to_proto(batch.settings),
+                    progress=progress_to_proto(progress),
+                )
+            )
+        return message
+
+
+def check_skips(skipped: list[SkipDraft]) -> None:
+    """Refuse what no lease could make right: a skip needs a reason, and each lease stands once."""
+    check_count(len(skipped), field="skips")
+    seen: set[str] = set()
+    for index, skip in enumerate(skipped):
+        field = f"skips[{index}]"
+        if skip.lease_id in seen:
+            raise InvalidFieldError("skipped twice", reason="INVALID_ANSWER", field=f"{field}.lease_id")
+        seen.add(skip.lease_id)
+        if not skip.reason.strip():
+            raise InvalidFieldError("say why", reason="EMPTY_REASON", field=f"{field}.reason")
+        check_text(skip.reason, field=f"{field}.reason", max_chars=MAX_NOTE_CHARS)

@@ -266,18 +266,18 @@ def _widen_tasks_and_slots() -> None:
     op.create_index("tasks_by_purpose", "tasks", ["purpose", "batch_id"])
     op.create_index("tasks_by_content", "tasks", ["batch_id", "content_sha256"])
     op.execute(
-        "UPDATE tasks SET place = (SELECT place FROM slots WHERE slots.task_id = tasks.id AND slots.number = 0)"
+        "UPDATE tasks SET place ="
+        " (SELECT place FROM slots WHERE slots.task_id = tasks.id AND slots.number = 0)"
     )
     op.drop_index("slots_open_in_batch", "slots")
     op.drop_index("slots_open", "slots")
     with op.batch_alter_table("slots") as batch:
         batch.add_column(sa.Column("purpose", sa.String(16), nullable=False, server_default="ordinary"))
     is_open = sa.text("free_from_us IS NOT NULL")
-    for name, columns in {
-        "slots_open_in_batch": ["batch_id", "purpose", "place", "task_id", "number"],
-        "slots_newest_in_batch": ["batch_id", "purpose", sa.text("task_id DESC"), "number"],
-    }.items():
-        op.create_index(name, "slots", columns, sqlite_where=is_open, postgresql_where=is_open)
+    by_place = ["batch_id", "purpose", "place", "task_id", "number"]
+    op.create_index("slots_open_in_batch", "slots", by_place, sqlite_where=is_open, postgresql_where=is_open)
+    newest: list[str | sa.TextClause] = ["batch_id", "purpose", sa.text("task_id DESC"), "number"]
+    op.create_index("slots_newest_in_batch", "slots", newest, sqlite_where=is_open, postgresql_where=is_open)
 
 
 def _widen_leases() -> None:
