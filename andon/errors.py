@@ -4,6 +4,7 @@
     ├── InvalidArgumentError      the request can never succeed as it stands
     ├── NotFoundError             something it names does not exist
     ├── AlreadyExistsError        it would make something a second time
+    ├── UnauthenticatedError      who calls is not known; sign in, or send a valid token
     ├── PermissionDeniedError     this caller may not
     ├── FailedPreconditionError   not in the present state; no use repeating before the state changes
     ├── ResourceExhaustedError    a queue or a quota is full; repeat later
@@ -58,6 +59,13 @@ class AlreadyExistsError(AndonError):
 
     code = "ALREADY_EXISTS"
     default_reason = "ALREADY_EXISTS"
+
+
+class UnauthenticatedError(AndonError):
+    """Who calls is not known."""
+
+    code = "UNAUTHENTICATED"
+    default_reason = "UNAUTHENTICATED"
 
 
 class PermissionDeniedError(AndonError):

@@ -28,7 +28,9 @@ def configure_logging(level: str, log_format: LogFormat, *, service: str) -> Non
     if log_format == "json":
         renderer = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     else:
-        renderer = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        # Without the values of variables, which may be secrets.
+        plain = structlog.dev.plain_traceback
+        renderer = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
 
     def add_service(
         _logger: object, _method: str, event: structlog.typing.EventDict

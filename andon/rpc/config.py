@@ -96,11 +96,15 @@ class ServerConfig(BaseSettings):
         """
         return (init_settings,)
 
+    def open_addresses(self) -> list[tuple[str, str]]:
+        """Fields with addresses on which nothing is encrypted, and their values."""
+        return [("host", self.host), ("metrics_host", self.metrics_host)]
+
     @model_validator(mode="after")
     def _refuse_open_bind(self) -> ServerConfig:
         if self.allow_insecure_bind:
             return self
-        for field, host in (("host", self.host), ("metrics_host", self.metrics_host)):
+        for field, host in self.open_addresses():
             if not is_loopback(host):
                 raise ValueError(
                     f"{field} {host!r} can be reached from other machines and nothing encrypts it; "

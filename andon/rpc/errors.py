@@ -29,6 +29,7 @@ _CLASS_OF_CODE: dict[str, type[AndonError]] = {
         errors.InvalidArgumentError,
         errors.NotFoundError,
         errors.AlreadyExistsError,
+        errors.UnauthenticatedError,
         errors.PermissionDeniedError,
         errors.FailedPreconditionError,
         errors.ResourceExhaustedError,
@@ -44,7 +45,6 @@ _CLASS_OF_CODE: dict[str, type[AndonError]] = {
 _CLASS_OF_FOREIGN_CODE: dict[str, type[AndonError]] = {
     "CANCELLED": errors.UnavailableError,
     "ABORTED": errors.UnavailableError,
-    "UNAUTHENTICATED": errors.PermissionDeniedError,
     "OUT_OF_RANGE": errors.InvalidArgumentError,
     "UNIMPLEMENTED": errors.FailedPreconditionError,
     "UNKNOWN": errors.InternalError,

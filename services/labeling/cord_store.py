@@ -9,9 +9,9 @@ import sqlalchemy as sa
 
 from services.labeling.cord import CordAction, CordEvent, next_event
 from services.labeling.database import Database, take_numbers
+from services.labeling.limits import Clock
 from services.labeling.requests import RepeatableRequest, recall_any, remember
 from services.labeling.schema import cord_events
-from services.labeling.store import Clock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +54,11 @@ class CordStore:
     def last(self) -> CordEvent | None:
         """The last event, None when the cord was never touched."""
         return self._database.read(_last)
+
+    def newest_events(self, limit: int) -> list[CordEvent]:
+        """The last events, newest first."""
+        query = sa.select(cord_events).order_by(cord_events.c.number.desc()).limit(limit)
+        return self._database.read(lambda connection: [_event(row) for row in connection.execute(query)])
 
     def events_after(self, number: int) -> list[CordEvent]:
         """All events with a larger number, oldest first."""

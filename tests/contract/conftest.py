@@ -8,6 +8,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import grpc
 import pytest
@@ -16,6 +17,9 @@ from prometheus_client import CollectorRegistry
 from andon.rpc.config import ServerConfig
 from andon.rpc.server import RunningServer
 from andon.rpc.service import Service
+from services.labeling.config import LabelingConfig
+from services.labeling.service import LabelingService
+from tests.site import SiteUnderTest
 
 START_TIMEOUT_S = 60
 
@@ -61,3 +65,17 @@ def connect() -> Iterator[Callable[[RunningServer], grpc.Channel]]:
     """``connect(running)`` opens a plain channel and closes it after the test."""
     with ExitStack() as channels:
         yield lambda running: channels.enter_context(grpc.insecure_channel(running.target))
+
+
+@pytest.fixture
+def start_site(serve: Serve, database_url: str) -> Iterator[Callable[..., SiteUnderTest]]:
+    """``start_site(session_hours=1, ...)`` serves the labeling site, once on each engine per test."""
+    with ExitStack() as sites:
+
+        def start(**fields: Any) -> SiteUnderTest:
+            config = LabelingConfig(port=0, metrics_port=0, web_port=0, database=database_url, **fields)
+            registry = CollectorRegistry()
+            service = LabelingService(config, registry)
+            return sites.enter_context(SiteUnderTest(service, serve(service, config, registry), database_url))
+
+        yield start

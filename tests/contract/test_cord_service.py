@@ -28,7 +28,7 @@ def start(
 
     def start_it(**fields: Any) -> Any:
         config = LabelingConfig(
-            port=0, metrics_port=0, database=f"sqlite:///{tmp_path}/labeling.sqlite3", **fields
+            port=0, metrics_port=0, web_port=0, database=f"sqlite:///{tmp_path}/labeling.sqlite3", **fields
         )
         registry = CollectorRegistry()
         return cord_grpc.CordServiceStub(connect(serve(LabelingService(config, registry), config, registry)))

@@ -63,6 +63,7 @@ def callers(
     config = LabelingConfig(
         port=0,
         metrics_port=0,
+        web_port=0,
         database=f"sqlite:///{tmp_path}/labeling.sqlite3",
         max_text_chars=1000,
         database_lock_wait_s=0.01,

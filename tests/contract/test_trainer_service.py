@@ -499,5 +499,7 @@ def test_a_cord_that_cannot_be_heard_holds_the_run(trainer: Trainer) -> None:
 
 
 def serve_labeling(folder: Path, serve: Callable[..., RunningServer]) -> RunningServer:
-    config = LabelingConfig(port=0, metrics_port=0, database=f"sqlite:///{folder}/labeling.sqlite3")
+    config = LabelingConfig(
+        port=0, metrics_port=0, web_port=0, database=f"sqlite:///{folder}/labeling.sqlite3"
+    )
     return serve(LabelingService(config, CollectorRegistry()), config)

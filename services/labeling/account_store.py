@@ -1,0 +1,436 @@
+"""How accounts, invitations and tokens are kept: one transaction per method, each change with its record.
+
+The rules stand in :mod:`services.labeling.accounts`; sessions and failed sign-ins are kept by
+:mod:`services.labeling.session_store`. Methods block their thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from services.labeling.accounts import (
+    DEFAULT_INVITATION_US,
+    DEFAULT_TOKEN_US,
+    MAX_INVITATION_US,
+    MAX_TOKEN_US,
+    Role,
+    User,
+    check_person_role,
+    check_user_name,
+    hash_secret,
+    lifetime_us,
+    new_secret,
+)
+from services.labeling.audit import record_act
+from services.labeling.database import Database, lock_name
+from services.labeling.errors import (
+    InvitationNotFoundError,
+    LastAdminError,
+    TokenNotFoundError,
+    UserExistsError,
+    UserNotFoundError,
+)
+from services.labeling.schema import api_tokens, invitations, sessions, users
+
+_ADMINS = "admins"  # the lock under which the number of open admins changes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Issued:
+    """A secret that was made; it is told once."""
+
+    secret: str
+    expire_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Invitation:
+    """A link that is still good."""
+
+    token_sha256: str
+    role: Role
+    user_name: str  # empty: the invited person chooses
+    created_by: str
+    create_us: int
+    expire_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Token:
+    """A program's token, without the secret."""
+
+    token_sha256: str
+    name: str
+    role: Role
+    created_by: str
+    create_us: int
+    expire_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """An account and what its password is compared with."""
+
+    user: User
+    password_hash: str | None  # None for those who sign in elsewhere
+
+
+class AccountStore:
+    """Accounts in a database."""
+
+    def __init__(self, database: Database, *, clock: Callable[[], int]) -> None:
+        self._database = database
+        self._clock = clock
+
+    # Invitations
+
+    def invite(
+        self, *, role: Role, user_name: str, created_by: str, wanted_lifetime_us: int | None = None
+    ) -> Issued:
+        """Make an invitation. Raises USER_EXISTS where the account is named and there already."""
+        check_person_role(role)
+        if user_name:
+            check_user_name(user_name)
+        lifetime = lifetime_us(wanted_lifetime_us, default_us=DEFAULT_INVITATION_US, max_us=MAX_INVITATION_US)
+        token = new_secret()
+
+        def work(connection: sa.Connection) -> Issued:
+            if user_name and _find_user(connection, user_name) is not None:
+                raise UserExistsError(user_name)
+            now_us = self._clock()
+            expire_us = now_us + lifetime
+            connection.execute(
+                sa.insert(invitations).values(
+                    token_sha256=hash_secret(token),
+                    role=role.value,
+                    user_name=user_name,
+                    created_by=created_by,
+                    create_us=now_us,
+                    expire_us=expire_us,
+                )
+            )
+            record_act(
+                connection,
+                actor=created_by,
+                action="invitation.create",
+                subject=user_name,
+                detail={"role": role.value},
+                now_us=now_us,
+            )
+            return Issued(secret=token, expire_us=expire_us)
+
+        return self._database.write(work)
+
+    def find_invitation(self, token: str) -> Invitation:
+        """The invitation of this link; raises INVITATION_NOT_FOUND."""
+
+        def work(connection: sa.Connection) -> Invitation:
+            row = connection.execute(
+                sa.select(invitations).where(
+                    invitations.c.token_sha256 == hash_secret(token), self._is_open_invitation()
+                )
+            ).one_or_none()
+            if row is None:
+                raise InvitationNotFoundError()
+            return _invitation(row)
+
+        return self._database.read(work)
+
+    def accept_invitation(self, token: str, *, name: str, password_hash: str) -> User:
+        """Open the account. Of several who use one link at the same time, one gets it."""
+        check_user_name(name)
+
+        def work(connection: sa.Connection) -> User:
+            lock_name(connection, "user", name)
+            now_us = self._clock()
+            used = connection.execute(
+                sa.update(invitations)
+                .where(
+                    invitations.c.token_sha256 == hash_secret(token),
+                    self._is_open_invitation(),
+                    sa.or_(invitations.c.user_name == "", invitations.c.user_name == name),
+                )
+                .values(used_us=now_us, used_by=name)
+                .returning(invitations.c.role)
+            ).one_or_none()
+            if used is None:
+                raise InvitationNotFoundError()
+            if _find_user(connection, name) is not None:
+                raise UserExistsError(name)
+            user = User(name=name, role=Role(used.role), is_closed=False, create_us=now_us)
+            _add_user(connection, user, password_hash=password_hash)
+            record_act(
+                connection,
+                actor=name,
+                action="invitation.accept",
+                subject=name,
+                detail={"role": user.role.value},
+                now_us=now_us,
+            )
+            return user
+
+        return self._database.write(work)
+
+    def open_invitations(self, *, limit: int = 200) -> list[Invitation]:
+        """Links that can still be used, newest first."""
+        query = (
+            sa.select(invitations)
+            .where(self._is_open_invitation())
+            .order_by(invitations.c.create_us.desc(), invitations.c.token_sha256)
+            .limit(limit)
+        )
+        return self._database.read(lambda connection: [_invitation(row) for row in connection.execute(query)])
+
+    def withdraw_invitation(self, token_sha256: str, *, actor: str) -> None:
+        """End a link; raises INVITATION_NOT_FOUND for one that is not good any more."""
+
+        def work(connection: sa.Connection) -> None:
+            now_us = self._clock()
+            row = connection.execute(
+                sa.update(invitations)
+                .where(invitations.c.token_sha256 == token_sha256, self._is_open_invitation())
+                .values(expire_us=now_us)
+                .returning(invitations.c.user_name, invitations.c.role)
+            ).one_or_none()
+            if row is None:
+                raise InvitationNotFoundError()
+            record_act(
+                connection,
+                actor=actor,
+                action="invitation.withdraw",
+                subject=row.user_name,
+                detail={"role": row.role},
+                now_us=now_us,
+            )
+
+        self._database.write(work)
+
+    # Tokens
+
+    def make_token(
+        self, *, name: str, role: Role, created_by: str, wanted_lifetime_us: int | None = None
+    ) -> Issued:
+        """Make a token for a program."""
+        check_user_name(name)
+        lifetime = lifetime_us(wanted_lifetime_us, default_us=DEFAULT_TOKEN_US, max_us=MAX_TOKEN_US)
+        token = new_secret()
+
+        def work(connection: sa.Connection) -> Issued:
+            now_us = self._clock()
+            connection.execute(
+                sa.insert(api_tokens).values(
+                    token_sha256=hash_secret(token),
+                    name=name,
+                    role=role.value,
+                    created_by=created_by,
+                    create_us=now_us,
+                    expire_us=now_us + lifetime,
+                )
+            )
+            record_act(
+                connection,
+                actor=created_by,
+                action="token.create",
+                subject=name,
+                detail={"role": role.value},
+                now_us=now_us,
+            )
+            return Issued(secret=token, expire_us=now_us + lifetime)
+
+        return self._database.write(work)
+
+    def find_token(self, token_sha256: str) -> Token | None:
+        """The token of this hash while it is good and its account, where there is one, is open."""
+
+        def work(connection: sa.Connection) -> Token | None:
+            row = connection.execute(
+                sa.select(api_tokens)
+                .outerjoin(users, users.c.name == api_tokens.c.name)
+                .where(
+                    api_tokens.c.token_sha256 == token_sha256,
+                    self._is_good_token(),
+                    sa.func.coalesce(users.c.is_closed, sa.false()).is_(sa.false()),
+                )
+            ).one_or_none()
+            return None if row is None else _token(row)
+
+        return self._database.read(work)
+
+    def good_tokens(self, *, limit: int = 500) -> list[Token]:
+        """Tokens that are still good, newest first."""
+        query = (
+            sa.select(api_tokens)
+            .where(self._is_good_token())
+            .order_by(api_tokens.c.create_us.desc(), api_tokens.c.token_sha256)
+            .limit(limit)
+        )
+        return self._database.read(lambda connection: [_token(row) for row in connection.execute(query)])
+
+    def revoke_tokens(self, name: str, *, actor: str) -> int:
+        """End all tokens of this name and say how many; raises TOKEN_NOT_FOUND where there are none."""
+
+        def work(connection: sa.Connection) -> int:
+            now_us = self._clock()
+            num_revoked = self._revoke(connection, name, now_us=now_us)
+            if num_revoked == 0:
+                raise TokenNotFoundError(name)
+            record_act(
+                connection,
+                actor=actor,
+                action="token.revoke",
+                subject=name,
+                detail={"count": num_revoked},
+                now_us=now_us,
+            )
+            return num_revoked
+
+        return self._database.write(work)
+
+    # Accounts
+
+    def find_user(self, name: str) -> User | None:
+        """The account of this name."""
+        return self._database.read(lambda connection: _find_user(connection, name))
+
+    def find_credentials(self, name: str) -> Credentials | None:
+        """What a sign-in under this name is compared with; None where there is no open account."""
+
+        def work(connection: sa.Connection) -> Credentials | None:
+            row = connection.execute(
+                sa.select(users).where(users.c.name == name, users.c.is_closed.is_(sa.false()))
+            ).one_or_none()
+            return None if row is None else Credentials(user=_user(row), password_hash=row.password_hash)
+
+        return self._database.read(work)
+
+    def keep_password(self, name: str, password_hash: str) -> None:
+        """Keep a new hash of the same password."""
+        query = sa.update(users).where(users.c.name == name).values(password_hash=password_hash)
+        self._database.write(lambda connection: connection.execute(query))
+
+    def list_users(self, *, after: str = "", limit: int) -> list[User]:
+        """Accounts in the order of their names, from the first one after ``after``."""
+        query = sa.select(users).where(users.c.name > after).order_by(users.c.name).limit(limit)
+        return self._database.read(lambda connection: [_user(row) for row in connection.execute(query)])
+
+    def has_users(self) -> bool:
+        """Whether anybody has an account."""
+        query = sa.select(users.c.name).limit(1)
+        return self._database.read(lambda connection: connection.execute(query).first() is not None)
+
+    def update_user(self, name: str, *, role: Role | None, is_closed: bool | None, actor: str) -> User:
+        """Change a role, or close and open an account. Closing ends its sessions and its tokens at once.
+
+        Raises USER_NOT_FOUND, and LAST_ADMIN where no open admin would be left.
+        """
+        if role is not None:
+            check_person_role(role)
+
+        def work(connection: sa.Connection) -> User:
+            lock_name(connection, _ADMINS)
+            before = _find_user(connection, name)
+            if before is None:
+                raise UserNotFoundError(name)
+            after = User(
+                name=name,
+                role=before.role if role is None else role,
+                is_closed=before.is_closed if is_closed is None else is_closed,
+                create_us=before.create_us,
+            )
+            if after == before:
+                return before
+            stays_admin = after.role is Role.ADMIN and not after.is_closed
+            if before.role is Role.ADMIN and not before.is_closed and not stays_admin:
+                others = connection.execute(
+                    sa.select(sa.func.count())
+                    .select_from(users)
+                    .where(
+                        users.c.role == Role.ADMIN.value,
+                        users.c.is_closed.is_(sa.false()),
+                        users.c.name != name,
+                    )
+                ).scalar_one()
+                if others == 0:
+                    raise LastAdminError(name)
+            now_us = self._clock()
+            connection.execute(
+                sa.update(users)
+                .where(users.c.name == name)
+                .values(role=after.role.value, is_closed=after.is_closed)
+            )
+            if after.is_closed and not before.is_closed:
+                connection.execute(sa.delete(sessions).where(sessions.c.user_name == name))
+                self._revoke(connection, name, now_us=now_us)
+            record_act(
+                connection,
+                actor=actor,
+                action="user.update",
+                subject=name,
+                detail={"role": after.role.value, "is_closed": after.is_closed},
+                now_us=now_us,
+            )
+            return after
+
+        return self._database.write(work)
+
+    def _is_open_invitation(self) -> sa.ColumnElement[bool]:
+        return sa.and_(invitations.c.used_us.is_(None), invitations.c.expire_us > self._clock())
+
+    def _is_good_token(self) -> sa.ColumnElement[bool]:
+        return sa.and_(api_tokens.c.revoke_us.is_(None), api_tokens.c.expire_us > self._clock())
+
+    def _revoke(self, connection: sa.Connection, name: str, *, now_us: int) -> int:
+        ended = connection.execute(
+            sa.update(api_tokens)
+            .where(api_tokens.c.name == name, self._is_good_token())
+            .values(revoke_us=now_us)
+            .returning(api_tokens.c.token_sha256)
+        )
+        return len(ended.all())
+
+
+def _find_user(connection: sa.Connection, name: str) -> User | None:
+    row = connection.execute(sa.select(users).where(users.c.name == name)).one_or_none()
+    return None if row is None else _user(row)
+
+
+def _add_user(connection: sa.Connection, user: User, *, password_hash: str | None) -> None:
+    connection.execute(
+        sa.insert(users).values(
+            name=user.name,
+            role=user.role.value,
+            password_hash=password_hash,
+            is_closed=user.is_closed,
+            create_us=user.create_us,
+        )
+    )
+
+
+def _user(row: sa.Row[Any]) -> User:
+    return User(name=row.name, role=Role(row.role), is_closed=row.is_closed, create_us=row.create_us)
+
+
+def _invitation(row: sa.Row[Any]) -> Invitation:
+    return Invitation(
+        token_sha256=row.token_sha256,
+        role=Role(row.role),
+        user_name=row.user_name,
+        created_by=row.created_by,
+        create_us=row.create_us,
+        expire_us=row.expire_us,
+    )
+
+
+def _token(row: sa.Row[Any]) -> Token:
+    return Token(
+        token_sha256=row.token_sha256,
+        name=row.name,
+        role=Role(row.role),
+        created_by=row.created_by,
+        create_us=row.create_us,
+        expire_us=row.expire_us,
+    )

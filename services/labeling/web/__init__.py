@@ -1,0 +1,1 @@
+"""The labeling site: pages for people over the same domain layer as the RPCs."""

@@ -1,0 +1,123 @@
+"""What holds for every answer and every request of the site, whatever page it is.
+
+Headers that keep browsers from running, framing or remembering what is not ours; the size of bodies; the
+host's name; and from where a form may be sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from services.labeling.web.problems import PageError
+
+CONTENT_SECURITY_POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self' data:",
+        "connect-src 'self'",
+        "form-action 'self'",
+        "frame-ancestors 'none'",
+        "base-uri 'none'",
+    )
+)
+_HEADERS = {
+    "Content-Security-Policy": CONTENT_SECURITY_POLICY,
+    "X-Content-Type-Options": "nosniff",
+    # Not "no-referrer": with that, browsers send "Origin: null" with our own forms.
+    "Referrer-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), microphone=(), geolocation=(), payment=(), usb=()",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+class SecurityHeaders:
+    """Adds the headers to every answer; what sets no caching of its own is not stored anywhere."""
+
+    def __init__(self, app: ASGIApp, *, is_secure: bool) -> None:
+        self._app = app
+        self._headers = dict(_HEADERS)
+        if is_secure:
+            self._headers["Strict-Transport-Security"] = "max-age=31536000"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on and add to the answer."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in self._headers.items():
+                    headers[name] = value
+                headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
+
+
+class BodyLimit:
+    """Ends a request whose body is too large, before or while it arrives."""
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on with a counted body."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        announced = Headers(scope=scope).get("content-length", "0")
+        scope["andon.body_too_large"] = announced.isdigit() and int(announced) > self._max_bytes
+        num_bytes = 0
+
+        async def receive_counted() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > self._max_bytes:
+                raise PageError(413, "What you sent is too large.", headers={"Connection": "close"})
+            return message
+
+        await self._app(scope, receive_counted, send)
+
+
+def check_body_announced(request: Request) -> None:
+    """Refuse a body whose announced length is over the limit, before a byte of it is read."""
+    if request.scope.get("andon.body_too_large"):
+        raise PageError(413, "What you sent is too large.", headers={"Connection": "close"})
+
+
+def check_host(request: Request, allowed: Sequence[str]) -> None:
+    """Refuse requests for another host's name, where the site's own is known."""
+    if allowed and request.headers.get("host", "").casefold() not in allowed:
+        raise PageError(421, "This site is not served under that address.")
+
+
+def check_origin(request: Request, own_hosts: Sequence[str]) -> None:
+    """Refuse an act that a page of another site has sent, where the browser tells.
+
+    ``own_hosts`` are the names under which the site is known; without any, the request's own Host counts.
+    """
+    fetch_site = request.headers.get("sec-fetch-site", "same-origin")
+    if fetch_site not in ("same-origin", "none"):
+        raise PageError(403, "This form was sent by another site.")
+    origin = request.headers.get("origin")
+    if origin is None:
+        return
+    expected = own_hosts or (request.headers.get("host", "").casefold(),)
+    try:
+        host = urlsplit(origin).netloc.casefold()
+    except ValueError:
+        host = ""
+    if not host or host not in expected:
+        raise PageError(403, "This form was sent by another site.")

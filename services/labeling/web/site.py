@@ -1,0 +1,71 @@
+"""What the pages work with: stores, threads, templates. One object for the whole site.
+
+It also keeps the last known state of the cord, because every page shows it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from services.labeling.account_store import AccountStore
+from services.labeling.accounts import Role
+from services.labeling.changes import Changes
+from services.labeling.config import LabelingConfig
+from services.labeling.cord import CordEvent
+from services.labeling.cord_store import CordStore
+from services.labeling.database import Database
+from services.labeling.metrics import LabelingMetrics
+from services.labeling.passwords import Passwords
+from services.labeling.session_store import SessionStore
+from services.labeling.store import LabelingStore
+from services.labeling.threads import DatabaseThreads
+from services.labeling.web.metrics import SiteMetrics
+from services.labeling.web.templating import Templates
+
+_CORD_MAX_AGE_S = 1.0  # another process may have pulled it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MenuEntry:
+    """A page that stands in the header."""
+
+    path: str
+    name: str
+    roles: frozenset[Role]
+
+
+@dataclass(slots=True, kw_only=True)
+class Site:
+    """Everything a page may use."""
+
+    config: LabelingConfig
+    clock: Callable[[], int]  # microseconds since 1970, UTC
+    database: Database  # for stores that a page module brings along
+    threads: DatabaseThreads
+    labeling: LabelingStore
+    cord: CordStore
+    accounts: AccountStore
+    sessions: SessionStore
+    passwords: Passwords
+    answers_recorded: Changes  # announce() after an answer was written
+    cord_changes: Changes  # announce() after the cord was touched
+    metrics: LabelingMetrics
+    site_metrics: SiteMetrics
+    templates: Templates
+    is_secure: bool  # browsers come over https, here or at a proxy
+    menu: list[MenuEntry] = field(default_factory=list)
+    home_pages: Mapping[Role, str] = field(default_factory=dict)  # the first menu entry of each role
+    _cord_event: CordEvent | None = None
+    _cord_count: int = -1  # of cord_changes, when it was read
+    _cord_read_s: float = 0.0
+
+    async def last_cord_event(self) -> CordEvent | None:
+        """The cord as it was at most a second ago; at once after a change in this process."""
+        now_s = time.monotonic()
+        count = self.cord_changes.count
+        if count != self._cord_count or now_s - self._cord_read_s > _CORD_MAX_AGE_S:
+            self._cord_event = await self.threads.read(self.cord.last)
+            self._cord_count, self._cord_read_s = count, now_s
+        return self._cord_event
