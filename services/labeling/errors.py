@@ -18,7 +18,8 @@
     ├── UnauthenticatedError
     │   └── SignInRefusedError          the name or the password is wrong, or the account is closed
     ├── PermissionDeniedError
-    │   └── LeaseOfAnotherLabelerError  the lease belongs to somebody else
+    │   ├── LeaseOfAnotherLabelerError  the lease belongs to somebody else
+    │   └── ActingForAnotherError       this caller may only act in their own name
     ├── FailedPreconditionError
     │   ├── LeaseExpiredError           the task went back to the pool
     │   ├── LeaseAlreadyAnsweredError   this lease has its answer
@@ -133,6 +134,16 @@ class LeaseOfAnotherLabelerError(PermissionDeniedError):
     def __init__(self, lease_id: str) -> None:
         super().__init__("this lease belongs to another labeler", lease_id=lease_id)
         self.lease_id = lease_id
+
+
+class ActingForAnotherError(PermissionDeniedError):
+    """This caller may only act in their own name."""
+
+    default_reason = "ANOTHER_LABELER"
+
+    def __init__(self, name: str) -> None:
+        super().__init__("you may only act in your own name", name=name)
+        self.name = name
 
 
 class LeaseExpiredError(FailedPreconditionError):

@@ -18,16 +18,28 @@ from andon.api.labeling.v1 import cord_service_pb2 as cord_pb2
 from andon.api.labeling.v1 import cord_service_pb2_grpc as cord_grpc
 from andon.api.labeling.v1 import labeling_service_pb2 as labeling_pb2
 from andon.api.labeling.v1 import labeling_service_pb2_grpc as labeling_grpc
+from services.labeling.account_store import AccountStore
 from services.labeling.changes import Changes
 from services.labeling.config import LabelingConfig
 from services.labeling.cord import is_pulled
 from services.labeling.cord_servicer import CordServicer
 from services.labeling.cord_store import CordStore
 from services.labeling.database import Database
+from services.labeling.import_store import ImportStore
+from services.labeling.limits import Clock
 from services.labeling.metrics import LabelingMetrics
+from services.labeling.passwords import Passwords
+from services.labeling.project_store import ProjectStore
+from services.labeling.quality_store import QualityStore
 from services.labeling.servicer import LabelingServicer
-from services.labeling.store import Clock, LabelingStore
+from services.labeling.session_store import SessionStore, SessionTimes
+from services.labeling.store import LabelingStore
 from services.labeling.threads import DatabaseThreads
+from services.labeling.web.app import build_app
+from services.labeling.web.metrics import SiteMetrics
+from services.labeling.web.server import WebServer
+from services.labeling.web.site import Site
+from services.labeling.web.templating import Templates
 
 _log = structlog.get_logger(__name__)
 
@@ -38,7 +50,7 @@ def now_us() -> int:
 
 
 class LabelingService:
-    """LabelingService and CordService over one database."""
+    """The RPCs and the site over one database."""
 
     name = "labeling"
 
@@ -59,13 +71,17 @@ class LabelingService:
         self._answers_recorded = Changes()
         self._cord_changes = Changes()
         self._cord_store = CordStore(self._database, clock=clock)
-        self._labeling = LabelingServicer(
+        labeling_store = LabelingStore(
+            self._database,
+            clock=clock,
             # A character takes at most four bytes; half of them leaves room for the rest of the message.
-            LabelingStore(
-                self._database,
-                clock=clock,
-                max_text_chars_per_lease_call=config.max_message_bytes // 8,
-            ),
+            max_text_chars_per_lease_call=config.max_message_bytes // 8,
+        )
+        self._labeling = LabelingServicer(
+            labeling_store,
+            projects=ProjectStore(self._database, clock=clock),
+            imports=ImportStore(self._database, clock=clock),
+            quality=QualityStore(self._database),
             threads=self._threads,
             answers_recorded=self._answers_recorded,
             config=config,
@@ -78,6 +94,38 @@ class LabelingService:
             keepalive_s=config.cord_keepalive_s,
             metrics=self._metrics,
         )
+
+        self._passwords = Passwords()
+        self._site = Site(
+            config=config,
+            clock=clock,
+            database=self._database,
+            threads=self._threads,
+            labeling=labeling_store,
+            cord=self._cord_store,
+            accounts=AccountStore(self._database, clock=clock),
+            sessions=SessionStore(
+                self._database,
+                clock=clock,
+                times=SessionTimes(
+                    absolute_us=round(config.session_hours * 3600e6),
+                    idle_us=round(config.session_idle_hours * 3600e6),
+                ),
+            ),
+            passwords=self._passwords,
+            answers_recorded=self._answers_recorded,
+            cord_changes=self._cord_changes,
+            metrics=self._metrics,
+            site_metrics=SiteMetrics(registry),
+            templates=Templates(),
+            is_secure=config.is_site_secure,
+        )
+        self._web = WebServer(config)
+
+    @property
+    def site_url(self) -> str:
+        """Where people find the site, once it is started."""
+        return self._web.url
 
     def register(self, server: grpc.aio.Server) -> Sequence[str]:
         """Add both servicers."""
@@ -94,13 +142,16 @@ class LabelingService:
         cord = await self._threads.read(self._cord_store.last)
         self._metrics.cord_pulled.set(is_pulled(cord))
         _log.info("database_open", engine=self._database.engine.dialect.name, cord_pulled=is_pulled(cord))
+        await self._web.start(build_app(self._site))
 
     async def drain(self) -> None:
         """End the streams that would never end by themselves."""
         self._answers_recorded.end()
         self._cord_changes.end()
+        await self._web.drain()
 
     async def close(self) -> None:
         """Finish writes and close the database."""
         await self._threads.close()
+        self._passwords.close()
         self._database.close()

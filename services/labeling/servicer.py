@@ -13,11 +13,10 @@ import grpc.aio
 
 from andon.api.labeling.v1 import labeling_service_pb2 as labeling_pb2
 from andon.api.labeling.v1 import labeling_service_pb2_grpc as labeling_grpc
-from andon.rpc.auth import current_caller
-from services.labeling.access import acting_as
 from services.labeling.accounts import Role
 from services.labeling.answers import Choice, check_answers, check_count
 from services.labeling.assignment import LeaseDurations, check_lease_order
+from services.labeling.callers import acting_as, caller
 from services.labeling.changes import Changes
 from services.labeling.config import LabelingConfig
 from services.labeling.errors import InvalidFieldError
@@ -116,7 +115,7 @@ class LabelingServicer(labeling_grpc.LabelingServiceServicer):
                 request.project,
                 settings,
                 request.settings.instructions,
-                actor=acting_as(current_caller(), ""),
+                actor=caller().name,
             )
         )
         return labeling_pb2.CreateProjectResponse(created=created)
@@ -181,15 +180,14 @@ class LabelingServicer(labeling_grpc.LabelingServiceServicer):
                 request.lease_duration, field="lease_duration", reason="INVALID_LEASE"
             )
         order = check_lease_order(
-            labeler_id=acting_as(current_caller(), request.labeler_id),
+            labeler_id=acting_as(request.labeler_id),
             batch=request.batch,
             project=request.project,
             max_tasks=request.max_tasks,
             duration_us=duration_us,
             durations=self._lease_durations,
         )
-        asks = current_caller()
-        must_be_admitted = asks is not None and asks.role == Role.LABELER
+        must_be_admitted = caller().role == Role.LABELER
         leased = await self._threads.write(
             lambda: self._store.lease_tasks(order, must_be_admitted=must_be_admitted)
         )
@@ -205,7 +203,7 @@ class LabelingServicer(labeling_grpc.LabelingServiceServicer):
     ) -> labeling_pb2.SubmitAnswersResponse:
         """Record answers, all or none."""
         check_request_id(request.request_id)
-        labeler_id = acting_as(current_caller(), request.labeler_id)
+        labeler_id = acting_as(request.labeler_id)
         check_labeler(labeler_id)
         answers = [
             answer_from_proto(answer, field=f"answers[{index}]")
@@ -232,7 +230,7 @@ class LabelingServicer(labeling_grpc.LabelingServiceServicer):
     ) -> labeling_pb2.SkipTasksResponse:
         """Take tasks back, all or none."""
         check_request_id(request.request_id)
-        labeler_id = acting_as(current_caller(), request.labeler_id)
+        labeler_id = acting_as(request.labeler_id)
         check_labeler(labeler_id)
         skipped = [skip_from_proto(skip) for skip in request.skips]
         check_skips(skipped)
