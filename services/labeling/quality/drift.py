@@ -167,9 +167,9 @@ def drift_tests(values_by_window: Mapping[int, Sequence[float]]) -> DriftTests:
 
 def chi_squared_tail(statistic: float, degrees_of_freedom: int) -> float:
     """The chance that a chi-squared variable is at least ``statistic``: the finite sums for whole degrees."""
-    if statistic <= 0:
-        return 1.0
     half = statistic / 2
+    if half <= 0:
+        return 1.0
     if degrees_of_freedom % 2:
         tail, power, first = math.erfc(math.sqrt(half)), 0.5, 1.5
     else:
