@@ -69,6 +69,16 @@ class LabelerQuality:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AgreementReport:
+    """How far people agree, and nothing else: the same figures as in the whole report."""
+
+    shares: AgreementShares
+    fleiss_kappa: Estimate
+    krippendorff_alpha: Estimate  # nominal
+    pairs: tuple[PairAgreement, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QualityReport:
     """Whether to believe the answers, and whom to talk to."""
 
@@ -90,12 +100,9 @@ def quality_report(
     researcher counts as one. Windows of drift begin with the first answer for everybody, so that people's
     windows can be laid side by side.
     """
-    kept = sorted(
-        (answer for answer in answers if answer.purpose not in ONBOARDING),
-        key=lambda answer: (answer.answer_us, answer.comparison_id),
-    )
+    kept = _without_onboarding(answers)
     rule = speed_rule or SpeedRule()
-    researchers = frozenset(answer.labeler_id for answer in kept if answer.is_researcher)
+    researchers = _researchers(kept)
     table = label_table(kept)
     rankings = ranking_table(kept)
     shared = shared_labels(table, researchers=researchers)
@@ -134,6 +141,30 @@ def quality_report(
     return QualityReport(
         overall=overall, labelers=labelers, pairs=pair_agreements(table) if include_pairs else None
     )
+
+
+def agreement_report(answers: Iterable[JudgedAnswer]) -> AgreementReport:
+    """Only the agreement of these answers, in a fraction of the whole report's time."""
+    kept = _without_onboarding(answers)
+    researchers = _researchers(kept)
+    table = label_table(kept)
+    return AgreementReport(
+        shares=agreement_shares(shared_labels(table, researchers=researchers), researchers=researchers),
+        fleiss_kappa=fleiss_kappa(table),
+        krippendorff_alpha=krippendorff_alpha(table),
+        pairs=pair_agreements(table),
+    )
+
+
+def _without_onboarding(answers: Iterable[JudgedAnswer]) -> list[JudgedAnswer]:
+    return sorted(
+        (answer for answer in answers if answer.purpose not in ONBOARDING),
+        key=lambda answer: (answer.answer_us, answer.comparison_id),
+    )
+
+
+def _researchers(answers: Iterable[JudgedAnswer]) -> frozenset[str]:
+    return frozenset(answer.labeler_id for answer in answers if answer.is_researcher)
 
 
 def _labeler_quality(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from services.labeling.quality.records import JudgedAnswer, Purpose
-from services.labeling.quality.report import quality_report
+from services.labeling.quality.report import agreement_report, quality_report
 
 MakeAnswer = Callable[..., JudgedAnswer]
 A_WINS, B_WINS = ((0,), (1,)), ((1,), (0,))
@@ -82,6 +82,16 @@ def test_onboarding_counts_nowhere(project: list[JudgedAnswer], make_answer: Mak
     ]
 
     assert quality_report(onboarding + project) == quality_report(project)
+    assert agreement_report(onboarding + project) == agreement_report(project)
+
+
+def test_agreement_alone_is_that_of_the_whole_report(project: list[JudgedAnswer]) -> None:
+    report, agreement = quality_report(project), agreement_report(project)
+
+    assert agreement.shares == report.overall.agreement
+    assert agreement.fleiss_kappa == report.overall.fleiss_kappa
+    assert agreement.krippendorff_alpha == report.overall.krippendorff_alpha
+    assert agreement.pairs == report.pairs
 
 
 def test_order_of_answers_does_not_matter_and_pairs_may_be_left_out(project: list[JudgedAnswer]) -> None:
