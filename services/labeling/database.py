@@ -37,6 +37,7 @@ _COUNTERS = (
     "audit_event",
 )
 _WRITES = "andon_writes"
+_MAX_ATTEMPTS = 5
 _POOL_SIZE = 16  # at least as many as there are threads that read and write
 _MIGRATION_LOCK = 0x416E646F6E  # "Andon": two services that start at once migrate one after the other
 
@@ -104,8 +105,21 @@ class Database:
             return work(connection)
 
     def write(self, work: Callable[[sa.Connection], T]) -> T:
-        """Run ``work`` in one transaction that is on disk when this returns, or leaves no trace."""
-        with self._failures_translated(), self._write_turn, self.engine.connect() as connection:
+        """Run ``work`` in one transaction that is on disk when this returns, or leaves no trace.
+
+        Where another writer was faster, it is run again: it may only do what the transaction undoes.
+        """
+        with self._failures_translated():
+            for _attempt in range(_MAX_ATTEMPTS - 1):
+                try:
+                    return self._write_once(work)
+                except sa.exc.DBAPIError as error:
+                    if not _lost_a_race(error):
+                        raise
+            return self._write_once(work)
+
+    def _write_once(self, work: Callable[[sa.Connection], T]) -> T:
+        with self._write_turn, self.engine.connect() as connection:
             connection = connection.execution_options(**{_WRITES: True})
             with connection.begin():
                 return work(connection)
@@ -121,13 +135,18 @@ class Database:
         except (sa.exc.ProgrammingError, sa.exc.DataError, sa.exc.NotSupportedError):
             raise  # a defect of ours; repeating would not help
         except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
-            # An IntegrityError belongs here: two processes made the same row, and a repetition sees the
-            # winner's.
+            # An IntegrityError that outlasts its repetitions is a defect, but not one that a caller may see.
             self._on_failure()
             _log.warning(
                 "database_failed", kind=type(error).__name__, error=str(getattr(error, "orig", error))
             )
             raise DatabaseUnavailableError() from error
+
+
+def _lost_a_race(error: sa.exc.DBAPIError) -> bool:
+    """Whether two writers made the same row, or waited for each other; whoever repeats sees the winner's."""
+    state = getattr(error.orig, "sqlstate", None)  # PostgreSQL's: deadlock_detected, serialization_failure
+    return isinstance(error, sa.exc.IntegrityError) or state in ("40P01", "40001")
 
 
 def take_numbers(connection: sa.Connection, name: str, count: int) -> range:

@@ -126,7 +126,7 @@ def _rounds_so_far(connection: sa.Connection, task_ids: set[int]) -> Counter[tup
         .group_by(comparisons.c.task_id, comparisons.c.labeler_id)
     )
     return Counter(
-        {(task_id, labeler_id): last + 1 for task_id, labeler_id, last in connection.execute(query).tuples()}
+        {(task_id, labeler_id): last + 1 for task_id, labeler_id, last in connection.execute(query)}
     )
 
 

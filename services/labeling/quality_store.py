@@ -82,7 +82,7 @@ def _texts_by_task(connection: sa.Connection, in_scope: sa.ColumnElement[bool]) 
         .order_by(candidates.c.task_id, candidates.c.position)
     )
     found: defaultdict[int, _Texts] = defaultdict(_Texts)
-    for task_id, num_chars, source in connection.execute(query).tuples():
+    for task_id, num_chars, source in connection.execute(query):
         found[task_id].chars.append(num_chars)
         found[task_id].sources.append(source)
     return found

@@ -334,9 +334,7 @@ def check_kinds(connection: sa.Connection, found: Sequence[LeaseRecord], kinds: 
     kind_of = dict(
         connection.execute(
             sa.select(tasks.c.id, tasks.c.kind).where(tasks.c.id.in_({lease.task_id for lease in found}))
-        )
-        .tuples()
-        .all()
+        ).all()
     )
     for lease in found:
         if TaskKind(kind_of[lease.task_id]) not in kinds:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
@@ -37,16 +36,14 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture
-def open_store(tmp_path: Path, clock: ManualClock) -> Iterator[Callable[..., OpenStore]]:
+def open_store(database_url: str, clock: ManualClock) -> Iterator[Callable[..., OpenStore]]:
     """``open_store()`` opens the test's one database, again and again if wanted, as a restart would."""
     with ExitStack() as databases:
 
         def open_it(*, lock_wait_s: float = 5.0, seed: str = "seed", **limits: int) -> OpenStore:
-            database = Database(
-                f"sqlite:///{tmp_path}/labeling.sqlite3", new_seed=lambda: seed, lock_wait_s=lock_wait_s
-            )
-            database.open()
+            database = Database(database_url, new_seed=lambda: seed, lock_wait_s=lock_wait_s)
             databases.callback(database.close)
+            database.open()
             return OpenStore(
                 database=database,
                 store=LabelingStore(database, clock=clock, **limits),

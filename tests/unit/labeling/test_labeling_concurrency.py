@@ -8,6 +8,7 @@ from typing import Any
 
 from services.labeling.answers import AnswerDraft, Choice
 from services.labeling.assignment import LeaseOrder
+from services.labeling.export import ExportFilter
 from services.labeling.requests import RepeatableRequest
 from services.labeling.store import LabelingStore
 from services.labeling.tasks import Candidate, TaskDraft
@@ -48,7 +49,7 @@ def test_overlap_is_exact_under_concurrent_labelers(open_store: Callable[..., An
     with ThreadPoolExecutor(NUM_LABELERS) as threads:
         given = sum(threads.map(label, range(NUM_LABELERS)))
 
-    recorded = stores[0].comparisons_after(0, batch="", limit=10_000)
+    recorded, _ = stores[0].comparisons_after(0, wanted=ExportFilter(), limit=10_000)
     assert given == len(recorded) == NUM_TASKS * OVERLAP
     assert set(Counter(comparison.task_id for comparison in recorded).values()) == {OVERLAP}
     assert len({(comparison.task_id, comparison.labeler_id) for comparison in recorded}) == len(recorded)

@@ -11,7 +11,8 @@ import sqlalchemy as sa
 
 from andon.errors import FailedPreconditionError
 from andon.modeling.versions import ModelVersion
-from services.labeling.answers import AnswerDraft, Choice, Comparison, Ranking
+from services.labeling import schema
+from services.labeling.answers import AnswerDraft, Choice, Comparison, Origin, Ranking
 from services.labeling.assignment import LeasedTask, LeaseOrder
 from services.labeling.database import Database
 from services.labeling.errors import (
@@ -23,6 +24,8 @@ from services.labeling.errors import (
     LeaseOfAnotherLabelerError,
     RequestIdReusedError,
 )
+from services.labeling.export import ExportFilter
+from services.labeling.quality.records import Purpose
 from services.labeling.requests import RepeatableRequest
 from services.labeling.store import LabelingStore, Progress
 from services.labeling.tasks import Candidate, TaskDraft
@@ -56,7 +59,9 @@ def answer(task: LeasedTask, *, best: int = 0, **fields: Any) -> AnswerDraft:
 
 
 def everything(store: LabelingStore, *, batch: str = "", after: int = 0) -> list[Comparison]:
-    return store.comparisons_after(after, batch=batch, limit=1000)
+    comparisons, further = store.comparisons_after(after, wanted=ExportFilter(batch=batch), limit=1000)
+    assert further is None
+    return comparisons
 
 
 def test_an_answer_comes_out_in_the_submitters_order_with_all_that_is_known(
@@ -101,18 +106,27 @@ def test_an_answer_comes_out_in_the_submitters_order_with_all_that_is_known(
     assert comparison == Comparison(
         comparison_id=1,
         task_id=task_id,
+        project="default",
         batch="b",
+        purpose=Purpose.ORDINARY,
         document_id="post-1",
         document="The post.",
         candidates=task.candidates,
         decision=Ranking(tiers=((2,), (0, 1))),
         confidence=7,
+        preference=None,
+        ratings=(),
         note="déjà <b>vu</b>",
         labeler_id="ann",
+        round=0,
+        supersedes_id=None,
+        is_superseded=False,
+        origin=Origin.GRPC,
         shown_order=tuple(["zero", "one", "two"].index(text) for text in leased.candidates),
         lease_us=lease_us,
         answer_us=lease_us + 7_000_000,
         answer_duration_us=6_500_000,
+        telemetry=None,
     )
 
 
@@ -311,16 +325,22 @@ def test_cursors(open_store: OpenStoreFixture) -> None:
     store = open_store().store
     store.submit_tasks(request("s"), "b", [draft(str(n)) for n in range(5)])
     store.submit_answers(request("a"), "ann", [answer(task) for task in lease(store, "ann")])
-    assert [c.comparison_id for c in store.comparisons_after(0, batch="", limit=2)] == [1, 2]
-    assert [c.comparison_id for c in store.comparisons_after(2, batch="b", limit=9)] == [3, 4, 5]
-    assert store.comparisons_after(5, batch="", limit=9) == []
+
+    def page(after: int, *, batch: str = "", limit: int) -> tuple[list[int], int | None]:
+        found, further = store.comparisons_after(after, wanted=ExportFilter(batch=batch), limit=limit)
+        return [comparison.comparison_id for comparison in found], further
+
+    assert page(0, limit=2) == ([1, 2], 2)
+    assert page(2, batch="b", limit=9) == ([3, 4, 5], None)
+    assert page(5, limit=9) == ([], None)
     for nowhere in (6, 2**62, -1):
         with pytest.raises(InvalidFieldError) as caught:
-            store.comparisons_after(nowhere, batch="", limit=9)
+            page(nowhere, limit=9)
         assert caught.value.reason == "INVALID_CURSOR"
 
 
-def test_a_locked_database_is_unavailable_and_works_afterwards(
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_locked_sqlite_is_unavailable_and_works_afterwards(
     open_store: OpenStoreFixture, tmp_path: Path
 ) -> None:
     store = open_store(lock_wait_s=0.01).store
@@ -335,6 +355,20 @@ def test_a_locked_database_is_unavailable_and_works_afterwards(
     assert len(lease(store, "ann")) == 1
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_locked_table_is_unavailable_and_works_afterwards(open_store: OpenStoreFixture) -> None:
+    opened = open_store(lock_wait_s=0.01)
+    store = opened.store
+    store.submit_tasks(request("s"), "b", [draft("x")])
+    with opened.database.engine.connect() as intruder, intruder.begin():
+        intruder.exec_driver_sql("LOCK TABLE leases IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(DatabaseUnavailableError):
+            lease(store, "ann")
+        assert store.progress("b").num_tasks == 1  # readers of other tables go on
+    assert len(lease(store, "ann")) == 1
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_a_full_disk_is_unavailable_and_acknowledges_nothing(open_store: OpenStoreFixture) -> None:
     opened = open_store()
     store = opened.store
@@ -347,10 +381,10 @@ def test_a_full_disk_is_unavailable_and_acknowledges_nothing(open_store: OpenSto
 
     opened.database.read(fill_disk)  # holds for the one pooled connection that is used from now on
     with pytest.raises(DatabaseUnavailableError):
-        store.submit_answers(request("a"), "ann", [answer(task, note="n" * 9_000)])
+        store.submit_answers(request("a"), "ann", [answer(task, note="n" * 1_000_000)])
     assert everything(store) == []
     opened.database.read(lambda connection: connection.exec_driver_sql("PRAGMA max_page_count = 1000000"))
-    store.submit_answers(request("a"), "ann", [answer(task, note="n" * 9_000)])
+    store.submit_answers(request("a"), "ann", [answer(task, note="n" * 1_000_000)])
     assert len(everything(store)) == 1
 
 
@@ -368,18 +402,17 @@ def test_a_file_that_is_no_database_is_unavailable(tmp_path: Path) -> None:
     database.close()
 
 
-def test_a_database_of_another_version_is_refused(open_store: OpenStoreFixture) -> None:
+def test_a_database_of_a_newer_program_is_refused(open_store: OpenStoreFixture) -> None:
     opened = open_store()
     opened.database.write(
-        lambda connection: connection.exec_driver_sql(
-            "UPDATE settings SET value = '999' WHERE name = 'schema_version'"
-        )
+        lambda connection: connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
     )
     with pytest.raises(FailedPreconditionError) as caught:
         open_store()
     assert caught.value.reason == "SCHEMA_VERSION"
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_commits_wait_for_the_disk(open_store: OpenStoreFixture) -> None:
     def pragmas(connection: sa.Connection) -> list[object]:
         return [
@@ -397,13 +430,21 @@ def test_the_tables_themselves_refuse_doubles(open_store: OpenStoreFixture) -> N
     (task,) = lease(store, "ann")
     store.submit_answers(request("a"), "ann", [answer(task)])
     copies = [
-        "INSERT INTO comparisons SELECT 99, batch_id, task_id, lease_id, labeler_id, best_position, tiers, "
-        "confidence, note, shown_order, lease_us, answer_us, answer_duration_us FROM comparisons",
-        "INSERT INTO leases SELECT 'other', task_id, 1, labeler_id, shown_order, lease_us, expire_us, "
-        "is_answered FROM leases",
-        "INSERT INTO slots SELECT * FROM slots",
+        copy_of(schema.comparisons, id=99),
+        copy_of(schema.comparisons, id=99, labeler_id="bob", task_id=99),
+        copy_of(schema.leases, id="other"),
+        copy_of(schema.slots),
     ]
     for statement in copies:
         with pytest.raises(DatabaseUnavailableError):
-            opened.database.write(lambda connection, text=statement: connection.exec_driver_sql(text))
+            opened.database.write(lambda connection, insert=statement: connection.execute(insert))
     assert len(everything(store)) == 1
+
+
+def copy_of(table: sa.Table, **changed: object) -> sa.Insert:
+    """An INSERT of the table's own rows with some columns changed."""
+    columns = [
+        sa.literal(changed[column.name], column.type) if column.name in changed else column
+        for column in table.columns
+    ]
+    return sa.insert(table).from_select([column.name for column in table.columns], sa.select(*columns))

@@ -17,6 +17,7 @@ from services.labeling.errors import (
     LeaseExpiredError,
     LeaseOfAnotherLabelerError,
 )
+from services.labeling.export import ExportFilter
 from services.labeling.requests import RepeatableRequest
 from services.labeling.store import LabelingStore
 from services.labeling.tasks import Candidate, TaskDraft
@@ -175,7 +176,7 @@ class StoreAgainstModel(RuleBasedStateMachine):
 
     @invariant()
     def recorded_is_what_was_answered(self) -> None:
-        recorded = self.store.comparisons_after(0, batch="", limit=10_000)
+        recorded, _ = self.store.comparisons_after(0, wanted=ExportFilter(), limit=10_000)
         assert [comparison.comparison_id for comparison in recorded] == list(range(1, len(recorded) + 1))
         said = []
         for comparison in recorded:

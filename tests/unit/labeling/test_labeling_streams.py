@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from services.labeling.changes import Changes
 from services.labeling.errors import DrainingError, QueueFullError
-from services.labeling.export import ExportPace, pages_of_comparisons
+from services.labeling.export import ExportFilter, ExportPace, pages_of_comparisons
 from services.labeling.metrics import LabelingMetrics
 from services.labeling.threads import DatabaseThreads
 
@@ -135,13 +135,19 @@ class PagesOfNumbers:
     def __init__(self, num_comparisons: int) -> None:
         self.num_comparisons = num_comparisons
 
-    def comparisons_after(self, comparison_id: int, *, batch: str, limit: int) -> list[Any]:
+    def comparisons_after(
+        self, comparison_id: int, *, wanted: ExportFilter, limit: int
+    ) -> tuple[list[Any], int | None]:
         class Numbered:
             def __init__(self, number: int) -> None:
                 self.comparison_id = number
 
         last = min(self.num_comparisons, comparison_id + limit)
-        return [Numbered(number) for number in range(comparison_id + 1, last + 1)]
+        page = [Numbered(number) for number in range(comparison_id + 1, last + 1)]
+        return page, last if len(page) == limit else None
+
+    def note_exported(self, wanted: ExportFilter, comparison_id: int) -> None:
+        self.exported_through = comparison_id
 
 
 @pytest.mark.parametrize("num_comparisons", [0, 1, 3, 4, 6, 7])
@@ -156,7 +162,7 @@ def test_pages_cover_everything_once(num_comparisons: int) -> None:
                 threads,
                 Changes(),
                 ExportPace(page_comparisons=3, poll_s=3600),
-                batch="",
+                wanted=ExportFilter(),
                 after_comparison_id=0,
                 follow=False,
             )
@@ -177,7 +183,7 @@ def test_a_follower_polls_for_what_nobody_announced() -> None:
             threads,
             changes,
             ExportPace(page_comparisons=3, poll_s=0.001),
-            batch="",
+            wanted=ExportFilter(),
             after_comparison_id=0,
             follow=True,
         )
