@@ -58,7 +58,7 @@ from services.labeling.projects import (
     check_project_name,
     check_project_settings,
 )
-from services.labeling.quality.report import quality_report
+from services.labeling.quality.report import agreement_report
 from services.labeling.quality_store import QualityStore
 from services.labeling.store import LabelingStore, SkipDraft
 from services.labeling.tasks import check_submission
@@ -314,9 +314,8 @@ class LabelingServicer(labeling_grpc.LabelingServiceServicer):
         check_project_name(request.project)
         check_batch_filter(request.batch)
         report = await self._threads.read(
-            lambda: quality_report(self._quality.judged_answers(request.project, batch=request.batch))
+            lambda: agreement_report(self._quality.judged_answers(request.project, batch=request.batch))
         )
-        shares = report.overall.agreement
         return labeling_pb2.GetAgreementResponse(
             pairs=[
                 labeling_pb2.LabelerPair(
@@ -325,13 +324,13 @@ class LabelingServicer(labeling_grpc.LabelingServiceServicer):
                     agreement=estimate_to_proto(pair.agreement),
                     cohen_kappa=estimate_to_proto(pair.cohen_kappa),
                 )
-                for pair in report.pairs or ()
+                for pair in report.pairs
             ],
-            fleiss_kappa=estimate_to_proto(report.overall.fleiss_kappa),
-            krippendorff_alpha=estimate_to_proto(report.overall.krippendorff_alpha),
-            labeler_labeler=estimate_to_proto(shares.labeler_labeler),
-            labeler_researcher=estimate_to_proto(shares.labeler_researcher),
-            labeler_majority=estimate_to_proto(shares.labeler_majority),
+            fleiss_kappa=estimate_to_proto(report.fleiss_kappa),
+            krippendorff_alpha=estimate_to_proto(report.krippendorff_alpha),
+            labeler_labeler=estimate_to_proto(report.shares.labeler_labeler),
+            labeler_researcher=estimate_to_proto(report.shares.labeler_researcher),
+            labeler_majority=estimate_to_proto(report.shares.labeler_majority),
         )
 
     async def _import(

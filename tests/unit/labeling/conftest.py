@@ -3,9 +3,11 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
+from services.labeling.assignment import LeasedTask, LeaseOrder
 from services.labeling.cord_store import CordStore
 from services.labeling.database import Database
 from services.labeling.store import LabelingStore
@@ -52,3 +54,18 @@ def open_store(database_url: str, clock: ManualClock) -> Iterator[Callable[..., 
             )
 
         yield open_it
+
+
+@pytest.fixture
+def lease_one() -> Callable[..., LeasedTask | None]:
+    """``lease_one(store, labeler, **order)`` gives the labeler's next task for a minute, or None."""
+
+    def lease(store: LabelingStore, labeler: str, **order: Any) -> LeasedTask | None:
+        leased = store.lease_tasks(
+            LeaseOrder(
+                **{"labeler_id": labeler, "batch": "", "max_tasks": 1, "duration_us": 60_000_000, **order}
+            )
+        )
+        return leased[0] if leased else None
+
+    return lease
