@@ -190,6 +190,8 @@ def take_shared(
     """Tasks of the project that everybody answers and that this labeler has not had, at most ``wanted``."""
     if wanted <= 0 or TaskKind.COMPARE not in worker.kinds:
         return []
+    # Calibration compares people, so all go through it in one order and meet from their first items on.
+    start = 0 if pool is Pool.CALIBRATION else draws.labeler_start(worker.labeler_id)
     query = (
         sa.select(tasks.c.id, leases.c.slot_number)
         .join(batches, batches.c.id == tasks.c.batch_id)
@@ -208,11 +210,7 @@ def take_shared(
                 sa.and_(~leases.c.is_answered, ~leases.c.is_skipped, leases.c.expire_us <= worker.now_us),
             ),
         )
-        .order_by(
-            sa.case((tasks.c.place >= draws.labeler_start(worker.labeler_id), 0), else_=1),
-            tasks.c.place,
-            tasks.c.id,
-        )
+        .order_by(sa.case((tasks.c.place >= start, 0), else_=1), tasks.c.place, tasks.c.id)
         .limit(wanted)
     )
     return [
