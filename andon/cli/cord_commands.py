@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,11 +11,14 @@ import typer
 from andon.cli.endpoints import find_target
 from andon.cli.options import HomeOption, LabelingTarget
 from andon.cli.output import JsonFlag, print_json, results
+from andon.cli.tokens import find_token, has_own_name
 from andon.client.cord import Cord, CordClient
 
 app = typer.Typer(help="Stop training, and let it go on again.", no_args_is_help=True)
 
-Actor = Annotated[str | None, typer.Option("--actor", help="Who acts; your login name when left out.")]
+Actor = Annotated[
+    str | None, typer.Option("--actor", help="Who acts; your token's or your login name when left out.")
+]
 
 
 @app.command()
@@ -26,8 +30,8 @@ def pull(
     as_json: JsonFlag = False,
 ) -> None:
     """Stop training within one optimizer step. Anyone may."""
-    with CordClient(find_target("labeling", labeling_target, home=home)) as client:
-        _show(client.pull(actor=actor or getpass.getuser(), reason=reason), as_json=as_json)
+    with _client(labeling_target, home) as client:
+        _show(client.pull(actor=actor or _own_name(), reason=reason), as_json=as_json)
 
 
 @app.command()
@@ -39,8 +43,8 @@ def release(
     as_json: JsonFlag = False,
 ) -> None:
     """Let training go on."""
-    with CordClient(find_target("labeling", labeling_target, home=home)) as client:
-        _show(client.release(actor=actor or getpass.getuser(), reason=reason), as_json=as_json)
+    with _client(labeling_target, home) as client:
+        _show(client.release(actor=actor or _own_name(), reason=reason), as_json=as_json)
 
 
 @app.command()
@@ -48,20 +52,30 @@ def status(
     labeling_target: LabelingTarget = None, home: HomeOption = None, as_json: JsonFlag = False
 ) -> None:
     """Show whether training may run."""
-    with CordClient(find_target("labeling", labeling_target, home=home)) as client:
+    with _client(labeling_target, home) as client:
         _show(client.get(), as_json=as_json)
 
 
 @app.command()
 def watch(labeling_target: LabelingTarget = None, home: HomeOption = None, as_json: JsonFlag = False) -> None:
     """Show every pull and release until Ctrl-C."""
-    with CordClient(find_target("labeling", labeling_target, home=home)) as client:
+    with _client(labeling_target, home) as client:
         shown = None
         for cord in client.watch():
             # The service repeats the state so that a watcher knows it is heard.
             if cord != shown:
                 _show(cord, as_json=as_json, indent=None)
             shown = cord
+
+
+def _client(labeling_target: str | None, home: Path | None) -> CordClient:
+    target = find_target("labeling", labeling_target, home=home)
+    return CordClient(target, token=find_token(target, home=home))
+
+
+def _own_name() -> str:
+    """Empty for whoever has a token of their own: the service knows the name."""
+    return "" if has_own_name() else getpass.getuser()
 
 
 def _show(cord: Cord, *, as_json: bool, indent: int | None = 2) -> None:

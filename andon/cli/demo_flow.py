@@ -191,7 +191,9 @@ class DemoFlow:
         self.policy = self._stack.enter_context(PolicyClient(targets["policy"]))
         self.reference = self._stack.enter_context(ReferenceClient(targets["reference"]))
         self.reward = self._stack.enter_context(RewardClient(targets["reward"]))
-        self.labeling = self._stack.enter_context(LabelingClient(targets["labeling"]))
+        self.labeling = self._stack.enter_context(
+            LabelingClient(targets["labeling"], token=self.supervisor.tokens.admin)
+        )
         self.trainer = self._stack.enter_context(TrainerClient(targets["trainer"]))
 
     def _train_sft(self, files: Mapping[str, Path]) -> ModelVersion:
@@ -345,6 +347,7 @@ class DemoFlow:
                 self.supervisor.targets["labeling"],
                 batch,
                 corpus.opinions,
+                token=self.supervisor.tokens.admin,
                 labelers=self._recipe.labeling.labelers,
                 mode=self._recipe.labeling.mode,
                 on_answers=advance,

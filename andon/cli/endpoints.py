@@ -36,6 +36,9 @@ DEFAULT_METRICS_PORTS: Mapping[str, int] = {
     "trainer": 9105,
 }
 
+# The labeling site, beside the labeling service's gRPC.
+DEFAULT_WEB_PORT = 8054
+
 
 def home_folder(flag: Path | None = None) -> Path:
     """The home that this command works in: the flag, ANDON_HOME, or ./andon-home."""

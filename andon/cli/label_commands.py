@@ -13,11 +13,13 @@ from typing import IO, Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from andon.cli import access_commands
 from andon.cli.demo_tasks import is_showable
 from andon.cli.endpoints import find_target
 from andon.cli.options import HomeOption, LabelingTarget, PolicyTarget
 from andon.cli.output import JsonFlag, messages, plain, print_json, print_table, results
 from andon.cli.simulated_labelers import label_batch, opinions_for
+from andon.cli.tokens import find_token
 from andon.client.labeling import LabelingClient, TaskDraft
 from andon.client.policy import PolicyClient, SamplingParameters
 from andon.corpus.loaders import load_documents
@@ -25,6 +27,7 @@ from andon.corpus.records import CandidateRecord, DocumentRecord
 from andon.errors import InvalidArgumentError
 
 app = typer.Typer(help="Collect comparisons.", no_args_is_help=True)
+access_commands.register(app)
 
 PROMPTS_PER_CALL = 64
 
@@ -77,7 +80,7 @@ def submit(
         )
         with PolicyClient(find_target("policy", policy_target, home=home)) as policy:
             drafts = sampled_tasks(policy, documents, parameters, overlap, with_reference=with_reference)
-    with LabelingClient(find_target("labeling", labeling_target, home=home)) as client:
+    with _client(labeling_target, home) as client:
         task_ids = client.submit_tasks(drafts, batch=batch)
     if as_json:
         print_json({"batch": batch, "task_ids": task_ids})
@@ -104,7 +107,7 @@ def simulate(
     """Let simulated labelers answer a batch. They are no people, and the report says so."""
     opinions = opinions_for(load_documents(data), seed=seed)
     target = find_target("labeling", labeling_target, home=home)
-    with LabelingClient(target) as client:
+    with LabelingClient(target, token=find_token(target, home=home)) as client:
         before = client.progress(batch=batch)
     messages().print(opinions.description)
     with _bar("answers", max(0, before.slot_count - before.answer_count)) as (progress, bar):
@@ -112,6 +115,7 @@ def simulate(
             target,
             batch,
             opinions,
+            token=find_token(target, home=home),
             labelers=labelers,
             mode=mode.value,
             on_answers=lambda count: progress.advance(bar, count),
@@ -134,7 +138,7 @@ def export(
     """Write the comparisons as JSON Lines, which `andon train reward-model --comparisons` reads."""
     count = 0
     with (
-        LabelingClient(find_target("labeling", labeling_target, home=home)) as client,
+        _client(labeling_target, home) as client,
         _lines(out) as stream,
         messages().status("exporting ...") as status,
     ):
@@ -159,7 +163,7 @@ def show_progress(
     as_json: JsonFlag = False,
 ) -> None:
     """Show how far a batch is."""
-    with LabelingClient(find_target("labeling", labeling_target, home=home)) as client:
+    with _client(labeling_target, home) as client:
         progress = client.progress(batch=batch)
     if as_json:
         print_json(progress)
@@ -220,6 +224,11 @@ def sampled_tasks(
                     )
             progress.advance(bar, len(part))
     return drafts
+
+
+def _client(labeling_target: str | None, home: Path | None) -> LabelingClient:
+    target = find_target("labeling", labeling_target, home=home)
+    return LabelingClient(target, token=find_token(target, home=home))
 
 
 def _candidate(value: Any) -> CandidateRecord:  # whatever a line of JSON holds

@@ -35,6 +35,9 @@ HINTS: Mapping[str, str] = {
     "RUN_NOT_FOUND": "`andon train list` shows all runs",
     "CORD_NOT_PULLED": "`andon cord status` shows the last event",
     "QUEUE_FULL": "try again in a moment, or start more replicas",
+    "MISSING_TOKEN": "set ANDON_TOKEN, or run where `andon up` runs: it finds the token in the home",
+    "INVALID_TOKEN": "`andon label token NAME --role ROLE` makes a new one",
+    "ROLE_NOT_ALLOWED": "use a token of another role in ANDON_TOKEN",
     "HOME_IN_USE": "`andon status` shows what runs there",
 }
 

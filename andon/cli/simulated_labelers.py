@@ -138,15 +138,21 @@ def label_batch(
     opinions: Opinions,
     *,
     labelers: int,
+    token: str | None = None,
     mode: AnswerMode = "ranking",
     on_answers: Callable[[int], None] | None = None,
 ) -> LabelingTally:
-    """Has ``labelers`` simulated people answer everything in the batch that is theirs to answer."""
+    """Has ``labelers`` simulated people answer everything in the batch that is theirs to answer.
+
+    ``token`` is that of a service or an admin, who may answer in anybody's name.
+    """
     names = [f"simulated-{number}" for number in range(1, labelers + 1)]
     gone_home = threading.Event()
     with ThreadPoolExecutor(max_workers=labelers, thread_name_prefix="labeler") as pool:
         futures = {
-            pool.submit(_work, target, batch, opinions, number, name, mode, on_answers, gone_home): name
+            pool.submit(
+                _work, target, token, batch, opinions, number, name, mode, on_answers, gone_home
+            ): name
             for number, name in enumerate(names, 1)
         }
         try:
@@ -159,6 +165,7 @@ def label_batch(
 
 def _work(
     target: str,
+    token: str | None,
     batch: str,
     opinions: Opinions,
     number: int,
@@ -168,7 +175,7 @@ def _work(
     gone_home: threading.Event,
 ) -> int:
     answered = 0
-    with LabelingClient(target) as client:
+    with LabelingClient(target, token=token) as client:
         while not gone_home.is_set():
             leased = patiently(
                 lambda: client.lease_tasks(

@@ -12,6 +12,7 @@ from andon.cli.endpoints import SERVICES, find_target, home_folder
 from andon.cli.exit_codes import EXIT_UNREACHABLE
 from andon.cli.options import HomeOption
 from andon.cli.output import JsonFlag, print_json, print_table, results
+from andon.cli.tokens import find_token
 from andon.client.cord import Cord, CordClient
 from andon.client.health import Health, check_health
 from andon.client.policy import PolicyClient
@@ -40,7 +41,7 @@ def status(home: HomeOption = None, as_json: JsonFlag = False) -> None:
     statuses = [_service_status(service, home_folder(home)) for service in SERVICES]
     reachable = {entry.service: entry for entry in statuses if entry.health is not Health.UNREACHABLE}
     run = _current_run(reachable["trainer"].target) if "trainer" in reachable else None
-    cord = _cord(reachable["labeling"].target) if "labeling" in reachable else None
+    cord = _cord(reachable["labeling"].target, home) if "labeling" in reachable else None
     if as_json:
         print_json({"services": statuses, "run": run, "cord": cord})
     else:
@@ -96,6 +97,6 @@ def _current_run(target: str) -> Run | None:
     return next((run for run in recent if not run.state.is_final), recent[0] if recent else None)
 
 
-def _cord(target: str) -> Cord:
-    with CordClient(target) as client:
+def _cord(target: str, home: Path | None) -> Cord:
+    with CordClient(target, token=find_token(target, home=home)) as client:
         return client.get(timeout_s=PROBE_TIMEOUT_S)

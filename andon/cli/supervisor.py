@@ -27,11 +27,13 @@ from typing import IO, Self
 from andon.cli.endpoints import (
     DEFAULT_GRPC_PORTS,
     DEFAULT_METRICS_PORTS,
+    DEFAULT_WEB_PORT,
     SERVICES,
     remove_endpoints,
     write_endpoints,
 )
 from andon.cli.orphans import StartedProcess, end_orphans, forget_processes, note_processes
+from andon.cli.tokens import TRAINER_VARIABLE, LocalTokens, make_tokens, tokens_path
 from andon.client.health import Health, check_health
 from andon.errors import FailedPreconditionError, UnavailableError
 
@@ -51,6 +53,7 @@ class ServicePorts:
 
     grpc: int
     metrics: int
+    web: int | None = None  # of the labeling site
 
     @property
     def target(self) -> str:
@@ -88,7 +91,11 @@ class _Child:
 def default_ports() -> dict[str, ServicePorts]:
     """The ports that the documentation names."""
     return {
-        service: ServicePorts(grpc=DEFAULT_GRPC_PORTS[service], metrics=DEFAULT_METRICS_PORTS[service])
+        service: ServicePorts(
+            grpc=DEFAULT_GRPC_PORTS[service],
+            metrics=DEFAULT_METRICS_PORTS[service],
+            web=DEFAULT_WEB_PORT if service == "labeling" else None,
+        )
         for service in SERVICES
     }
 
@@ -97,7 +104,7 @@ def free_ports() -> dict[str, ServicePorts]:
     """Ports that nobody uses now, all different, for a demo beside other services."""
     held: list[socket.socket] = []
     try:
-        for _ in range(2 * len(SERVICES)):
+        for _ in range(2 * len(SERVICES) + 1):
             listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
             held.append(listener)
             listener.bind((HOST, 0))
@@ -106,7 +113,11 @@ def free_ports() -> dict[str, ServicePorts]:
         for listener in held:
             listener.close()
     return {
-        service: ServicePorts(grpc=numbers[2 * index], metrics=numbers[2 * index + 1])
+        service: ServicePorts(
+            grpc=numbers[2 * index],
+            metrics=numbers[2 * index + 1],
+            web=numbers[-1] if service == "labeling" else None,
+        )
         for index, service in enumerate(SERVICES)
     }
 
@@ -145,6 +156,7 @@ class Supervisor:
         self._stopping = threading.Event()
         self._monitor: threading.Thread | None = None
         self._home_lock: IO[str] | None = None
+        self._tokens: LocalTokens | None = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -169,6 +181,7 @@ class Supervisor:
             folder.mkdir(parents=True, exist_ok=True)
         self._take_home()
         try:
+            self._tokens = make_tokens(self.home)
             for service in end_orphans(self.home):
                 self._on_event(ChildEvent(service=service, message="was left running by a killed supervisor"))
             self._check_ports()
@@ -198,6 +211,13 @@ class Supervisor:
             forget_processes(self.home)
             self._home_lock.close()
             self._home_lock = None
+
+    @property
+    def tokens(self) -> LocalTokens:
+        """The tokens of this home, once it is started."""
+        if self._tokens is None:
+            raise RuntimeError("the supervisor was not started")
+        return self._tokens
 
     def set_argument(self, service: str, name: str, value: str) -> None:
         """Changes a flag for the next time this service is started, for example which model it loads."""
@@ -234,7 +254,9 @@ class Supervisor:
 
     def _check_ports(self) -> None:
         for service, ports in self.ports.items():
-            for number in (ports.grpc, ports.metrics):
+            for number in (ports.grpc, ports.metrics, ports.web):
+                if number is None:
+                    continue
                 with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
                     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                     try:
@@ -255,6 +277,8 @@ class Supervisor:
             "TOKENIZERS_PARALLELISM": "false",
             **os.environ,
         }
+        if child.service == "trainer":
+            environment[TRAINER_VARIABLE] = self.tokens.service
         command = self._command(child.service, self._flags(child))
         with self.log_path(child.service).open("ab") as log:
             child.process = subprocess.Popen(
@@ -282,6 +306,9 @@ class Supervisor:
         arguments = {"port": str(ports.grpc), "metrics-port": str(ports.metrics)}
         if child.service == "labeling":
             arguments["database"] = f"sqlite:///{self.home / 'labeling.sqlite3'}"
+            arguments["tokens-file"] = str(tokens_path(self.home))
+            if ports.web is not None:
+                arguments["web-port"] = str(ports.web)
         else:
             arguments["store"] = str(self.home / "store")
         if child.service == "trainer":

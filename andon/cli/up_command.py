@@ -15,7 +15,8 @@ from andon.cli.endpoints import SERVICES, home_folder
 from andon.cli.options import HomeOption
 from andon.cli.output import JsonFlag, messages, print_json, print_table
 from andon.cli.settings import read_settings, write_service_configs
-from andon.cli.supervisor import ChildEvent, Supervisor, default_ports, free_ports
+from andon.cli.supervisor import HOST, ChildEvent, Supervisor, default_ports, free_ports
+from andon.client.access import AccessClient, Invitation
 from andon.modeling.store import ModelStore
 
 # What is served from a store that has it: the first of these names.
@@ -24,6 +25,8 @@ SERVED_MODELS = {
     "reference": ("sft@latest",),
     "reward": ("reward@stable", "reward@latest"),
 }
+
+FIRST_INVITATION_S = 86_400.0  # the link stands on a screen, so it is good for a day
 
 
 class StopSignal:
@@ -83,7 +86,8 @@ def up(
         with console.status("starting the services ..."):
             supervisor.start(give_up=stop.event)
         try:
-            _show_addresses(supervisor, as_json=as_json)
+            first_admin = _first_admin(supervisor)
+            _show_addresses(supervisor, site_url(supervisor, settings), first_admin, as_json=as_json)
             stop.event.wait()
         finally:
             with console.status("letting the services finish ..."):
@@ -104,11 +108,33 @@ def models_to_serve(store: ModelStore, settings: Mapping[str, Any]) -> dict[str,
     return flags
 
 
-def _show_addresses(supervisor: Supervisor, *, as_json: bool) -> None:
+def site_url(supervisor: Supervisor, settings: Mapping[str, Any]) -> str:
+    """Where people find the labeling site, with what the settings say of it."""
+    labeling = settings.get("labeling", {})
+    public_url = labeling.get("web_public_url")
+    if public_url:
+        return str(public_url)
+    scheme = "https" if labeling.get("web_tls_certificate") else "http"
+    return f"{scheme}://{HOST}:{supervisor.ports['labeling'].web}"
+
+
+def _first_admin(supervisor: Supervisor) -> Invitation | None:
+    """An invitation for the site's first admin; None when the site knows somebody already."""
+    with AccessClient(supervisor.targets["labeling"], token=supervisor.tokens.admin) as access:
+        if next(access.users(page_size=1), None) is not None:
+            return None
+        return access.invite("admin", lifetime_s=FIRST_INVITATION_S)
+
+
+def _show_addresses(
+    supervisor: Supervisor, site: str, first_admin: Invitation | None, *, as_json: bool
+) -> None:
     if as_json:
         print_json(
             {
                 "home": supervisor.home,
+                "site": site,
+                "first_admin_invitation": None if first_admin is None else first_admin.url,
                 "services": {
                     service: {
                         "target": ports.target,
@@ -131,4 +157,9 @@ def _show_addresses(supervisor: Supervisor, *, as_json: bool) -> None:
             for ports in [supervisor.ports[service]]
         ],
     )
-    messages().print(f"serving from {supervisor.home}; Ctrl-C stops all of it")
+    console = messages()
+    console.print(f"labeling site: {site}", soft_wrap=True, highlight=False)
+    if first_admin is not None:
+        console.print("nobody has an account there yet; the first admin opens one here, once:")
+        console.print(f"  {first_admin.url}", soft_wrap=True, highlight=False)
+    console.print(f"serving from {supervisor.home}; Ctrl-C stops all of it")

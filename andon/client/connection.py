@@ -1,10 +1,12 @@
 """Decides how one call is made: with a deadline, with errors as Andon's classes, with the peer named in them.
 
-The six clients build on ``ServiceConnection``. It knows nothing of what the calls mean.
+All clients build on ``ServiceConnection``. It knows nothing of what the calls mean. A token goes with each
+call as metadata; a client of a service that wants one takes ANDON_TOKEN when it is given none.
 """
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Generator, Iterable
 from types import TracebackType
@@ -14,7 +16,10 @@ import grpc
 
 from andon.client.channel import ChannelOptions, open_channel
 from andon.errors import AndonError, UnavailableError
+from andon.rpc.auth import bearer
 from andon.rpc.errors import error_from_rpc
+
+TOKEN_VARIABLE = "ANDON_TOKEN"
 
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
@@ -25,10 +30,23 @@ def new_request_id() -> str:
     return uuid.uuid4().hex
 
 
+def token_or_default(token: str | None) -> str | None:
+    """The token to call with: the given one, or else what ANDON_TOKEN holds."""
+    return token or os.environ.get(TOKEN_VARIABLE) or None
+
+
 class ServiceConnection:
     """A channel to one service and the ways to call over it. Safe to share between threads."""
 
-    def __init__(self, target: str, *, service_name: str, options: ChannelOptions | None = None) -> None:
+    def __init__(
+        self,
+        target: str,
+        *,
+        service_name: str,
+        options: ChannelOptions | None = None,
+        token: str | None = None,
+    ) -> None:
+        self._metadata = None if not token else (bearer(token),)
         self.target = target
         self.service_name = service_name
         self.channel = open_channel(target, service_name=service_name, options=options)
@@ -58,7 +76,7 @@ class ServiceConnection:
     ) -> Answer:
         """One request, one answer."""
         try:
-            return method(request, timeout=timeout_s, wait_for_ready=wait_for_ready)
+            return method(request, timeout=timeout_s, wait_for_ready=wait_for_ready, metadata=self._metadata)
         except grpc.RpcError as error:
             raise self._translated(error) from error
 
@@ -72,7 +90,9 @@ class ServiceConnection:
     ) -> Answer:
         """A stream of requests, one answer."""
         try:
-            return method(iter(requests), timeout=timeout_s, wait_for_ready=wait_for_ready)
+            return method(
+                iter(requests), timeout=timeout_s, wait_for_ready=wait_for_ready, metadata=self._metadata
+            )
         except grpc.RpcError as error:
             raise self._translated(error) from error
 
@@ -85,7 +105,7 @@ class ServiceConnection:
         wait_for_ready: bool = False,
     ) -> Generator[Answer, None, None]:
         """One request, a stream of answers. Closing the iterator cancels the call."""
-        call = method(request, timeout=timeout_s, wait_for_ready=wait_for_ready)
+        call = method(request, timeout=timeout_s, wait_for_ready=wait_for_ready, metadata=self._metadata)
         try:
             yield from call
         except grpc.RpcError as error:

@@ -9,7 +9,7 @@ from datetime import datetime
 from andon.api.labeling.v1 import cord_service_pb2 as cord_pb2
 from andon.api.labeling.v1 import cord_service_pb2_grpc as cord_grpc
 from andon.client.channel import ChannelOptions
-from andon.client.connection import ServiceConnection, new_request_id
+from andon.client.connection import ServiceConnection, new_request_id, token_or_default
 from andon.rpc.convert import timestamp_to_datetime
 
 
@@ -27,8 +27,16 @@ class Cord:
 class CordClient(ServiceConnection):
     """Calls the cord service, which lives in the labeling service."""
 
-    def __init__(self, target: str, *, options: ChannelOptions | None = None) -> None:
-        super().__init__(target, service_name="andon.api.labeling.v1.CordService", options=options)
+    def __init__(
+        self, target: str, *, options: ChannelOptions | None = None, token: str | None = None
+    ) -> None:
+        """``token`` is the bearer token; ANDON_TOKEN when left out."""
+        super().__init__(
+            target,
+            service_name="andon.api.labeling.v1.CordService",
+            options=options,
+            token=token_or_default(token),
+        )
         self._stub = cord_grpc.CordServiceStub(self.channel)
 
     def pull(

@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from andon.api.labeling.v1 import labeling_service_pb2 as labeling_pb2
 from andon.api.labeling.v1 import labeling_service_pb2_grpc as labeling_grpc
 from andon.client.channel import ChannelOptions
-from andon.client.connection import ServiceConnection, new_request_id
+from andon.client.connection import ServiceConnection, new_request_id, token_or_default
 from andon.corpus.records import CandidateRecord, ComparisonRecord, RatingRecord, TelemetryRecord
 from andon.errors import UnavailableError
 from andon.modeling.versions import ModelVersion
@@ -73,8 +73,16 @@ class LabelingProgress:
 class LabelingClient(ServiceConnection):
     """Calls the labeling service."""
 
-    def __init__(self, target: str, *, options: ChannelOptions | None = None) -> None:
-        super().__init__(target, service_name="andon.api.labeling.v1.LabelingService", options=options)
+    def __init__(
+        self, target: str, *, options: ChannelOptions | None = None, token: str | None = None
+    ) -> None:
+        """``token`` is the bearer token; ANDON_TOKEN when left out."""
+        super().__init__(
+            target,
+            service_name="andon.api.labeling.v1.LabelingService",
+            options=options,
+            token=token_or_default(token),
+        )
         self._stub = labeling_grpc.LabelingServiceStub(self.channel)
 
     def submit_tasks(

@@ -61,9 +61,13 @@ class GuardedService(Protocol):
 
 
 async def authenticate(
-    policy: AccessPolicy, path: str, metadata: Sequence[tuple[str, str | bytes]]
+    policy: AccessPolicy,
+    path: str,
+    metadata: Sequence[tuple[str, str | bytes]],
+    *,
+    on_known: Callable[[Caller], None] = lambda caller: None,
 ) -> Caller:
-    """The caller of method ``path``, who may call it.
+    """The caller of method ``path``, who may call it. ``on_known`` hears of those too who may not.
 
     Raises UnauthenticatedError MISSING_TOKEN or INVALID_TOKEN, PermissionDeniedError ROLE_NOT_ALLOWED.
     """
@@ -71,6 +75,7 @@ async def authenticate(
     if caller is None:
         raise UnauthenticatedError("this token is not valid, or not any more", reason="INVALID_TOKEN")
     _caller.set(caller)
+    on_known(caller)
     if caller.role not in policy.roles_by_method.get(path, ()):
         raise PermissionDeniedError(
             f"{caller.role} may not call {path.rpartition('/')[2]}",
@@ -93,7 +98,7 @@ def hash_token(token: str) -> str:
 
 def bearer(token: str) -> tuple[str, str]:
     """The metadata entry that carries a token."""
-    return METADATA_KEY, f"Bearer {token}"
+    return METADATA_KEY, f"Bearer {token.strip()}"
 
 
 class RecentCallers:

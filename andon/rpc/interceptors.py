@@ -3,7 +3,7 @@
 ``andon.rpc.server`` installs one ``CallInterceptor``, which wraps the methods under ``andon.api``; health and
 reflection pass through untouched. It parses requests itself because gRPC would answer UNKNOWN, with the text
 of a Python exception, to bytes that are no message. Servicers are plain coroutines, or async generators where
-they stream answers. There is no authentication yet.
+they stream answers. Who calls is asked before a request is parsed, and again while a stream runs: ``auth``.
 """
 
 from __future__ import annotations
@@ -28,12 +28,15 @@ from andon.errors import (
     InvalidArgumentError,
     UnavailableError,
 )
+from andon.rpc.auth import AccessPolicy, Caller, authenticate
 from andon.rpc.deadline import set_call_deadline
 from andon.rpc.errors import error_to_status
 from andon.rpc.metrics import CallMetrics
 
 OWN_PREFIX = "/andon.api."
 MAX_REQUEST_ID_CHARACTERS = 128
+# How old the word on a caller may be when a stream goes on; a revoked token ends its streams too.
+RECHECK_AFTER_S = 2.0
 
 # Requests and answers are protobuf messages of any type, which gRPC's own types do not follow through a
 # handler.
@@ -49,9 +52,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps every method of our own services. Set ``open`` once the service has started."""
 
     def __init__(
-        self, *, metrics: CallMetrics, default_deadline_s: float, default_stream_deadline_s: float
+        self,
+        *,
+        metrics: CallMetrics,
+        default_deadline_s: float,
+        default_stream_deadline_s: float,
+        access_policy: AccessPolicy | None = None,
     ) -> None:
+        """``access_policy`` is None for a service that asks nobody who they are."""
         self.open = False
+        self._access_policy = access_policy
         self._metrics = metrics
         self._default_deadline_s = default_deadline_s
         self._default_stream_deadline_s = default_stream_deadline_s
@@ -75,8 +85,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         inner = cast(Any, handler)
         parse: Callable[[bytes], Message] = inner.request_deserializer
 
-        async def requests_of(stream: AsyncIterator[bytes]) -> AsyncIterator[Message]:
+        async def requests_of(stream: AsyncIterator[bytes], entry: _Entry) -> AsyncIterator[Message]:
             async for raw in stream:
+                await entry.recheck()
                 yield _parse(parse, raw)
 
         if inner.unary_unary:
@@ -91,30 +102,32 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if inner.unary_stream:
 
             async def unary_stream(raw: bytes, context: Context) -> AsyncIterator[Message]:
-                async with self._around(path, context, streams_answers=True):
+                async with self._around(path, context, streams_answers=True) as entry:
                     request = _parse(parse, raw)
                     _note_request_id(request)
                     async for answer in inner.unary_stream(request, context):
+                        await entry.recheck()
                         yield answer
 
             return grpc.unary_stream_rpc_method_handler(unary_stream, None, inner.response_serializer)
         if inner.stream_unary:
 
             async def stream_unary(stream: AsyncIterator[bytes], context: Context) -> Message:
-                async with self._around(path, context, streams_answers=False):
-                    return await inner.stream_unary(requests_of(stream), context)
+                async with self._around(path, context, streams_answers=False) as entry:
+                    return await inner.stream_unary(requests_of(stream, entry), context)
 
             return grpc.stream_unary_rpc_method_handler(stream_unary, None, inner.response_serializer)
 
         async def stream_stream(stream: AsyncIterator[bytes], context: Context) -> AsyncIterator[Message]:
-            async with self._around(path, context, streams_answers=True):
-                async for answer in inner.stream_stream(requests_of(stream), context):
+            async with self._around(path, context, streams_answers=True) as entry:
+                async for answer in inner.stream_stream(requests_of(stream, entry), context):
+                    await entry.recheck()
                     yield answer
 
         return grpc.stream_stream_rpc_method_handler(stream_stream, None, inner.response_serializer)
 
     @asynccontextmanager
-    async def _around(self, path: str, context: Context, *, streams_answers: bool) -> AsyncIterator[None]:
+    async def _around(self, path: str, context: Context, *, streams_answers: bool) -> AsyncIterator[_Entry]:
         service, method = path.removeprefix("/").split("/", 1)
         in_progress = self._metrics.in_progress.labels(service, method)
         start = time.monotonic()
@@ -127,7 +140,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 if not self.open:
                     raise UnavailableError("the service is still starting", reason="STARTING")
                 async with self._deadline(context, streams_answers=streams_answers):
-                    yield
+                    entry = _Entry(self._access_policy, path, context)
+                    await entry.check()
+                    yield entry
             except AndonError as error:
                 code, reason = error.code, error.reason
                 await _abort(context, error)
@@ -172,6 +187,32 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 reason="DEFAULT_DEADLINE",
                 default_deadline_s=default_s,
             ) from None
+
+
+class _Entry:
+    """The right of one call to run, asked for at its start and renewed while it streams."""
+
+    def __init__(self, policy: AccessPolicy | None, path: str, context: Context) -> None:
+        self._policy = policy
+        self._path = path
+        self._metadata = tuple(context.invocation_metadata() or ())
+        self._checked_s = 0.0
+
+    async def check(self) -> None:
+        """Raise UnauthenticatedError or PermissionDeniedError where the caller may not call this."""
+        if self._policy is None:
+            return
+        self._checked_s = time.monotonic()
+        await authenticate(self._policy, self._path, self._metadata, on_known=_note_caller)
+
+    async def recheck(self) -> None:
+        """Check again when the last check is a while ago."""
+        if time.monotonic() - self._checked_s >= RECHECK_AFTER_S:
+            await self.check()
+
+
+def _note_caller(caller: Caller) -> None:
+    structlog.contextvars.bind_contextvars(caller=caller.name, role=caller.role)
 
 
 def _parse(parse: Callable[[bytes], Message], raw: bytes) -> Message:

@@ -29,10 +29,11 @@ from prometheus_client import CollectorRegistry
 from andon.errors import AndonError
 from andon.observability.exporter import MetricsServer, register_process_metrics, start_metrics_server
 from andon.observability.logs import configure_logging
+from andon.rpc.auth import GuardedService
 from andon.rpc.config import ServerConfig
 from andon.rpc.interceptors import CallInterceptor
 from andon.rpc.metrics import CallMetrics
-from andon.rpc.service import Service
+from andon.rpc.service import Service, TalkativeService
 
 # Quoted, because it takes parameters only in the stubs.
 HealthContext: TypeAlias = "grpc.aio.ServicerContext[HealthCheckRequest, HealthCheckResponse]"
@@ -123,6 +124,9 @@ class RunningServer:
             metrics=call_metrics,
             default_deadline_s=config.default_deadline_s,
             default_stream_deadline_s=config.default_stream_deadline_s,
+            access_policy=(
+                self._service.access_policy if isinstance(self._service, GuardedService) else None
+            ),
         )
         self._server = grpc.aio.server(
             interceptors=[interceptor],
@@ -202,6 +206,8 @@ async def _serve(service: Service, config: ServerConfig, registry: CollectorRegi
     try:
         await starting
         ready = {"service": service.name, "port": running.port, "metrics_port": running.metrics_port}
+        if isinstance(service, TalkativeService):
+            ready.update(service.ready_facts)
         sys.stdout.write(f"ANDON_READY {json.dumps(ready)}\n")
         sys.stdout.flush()
         await stop_wait

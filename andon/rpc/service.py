@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 import grpc.aio
 
@@ -35,4 +35,14 @@ class Service(Protocol):
 
     async def close(self) -> None:
         """Free everything. No call is running any more."""
+        ...
+
+
+@runtime_checkable
+class TalkativeService(Protocol):
+    """A service that has more to say in the ready line than its ports, for example where its site is."""
+
+    @property
+    def ready_facts(self) -> Mapping[str, str | int]:
+        """Read once, after the start."""
         ...

@@ -14,6 +14,8 @@ import structlog
 
 from andon.api.labeling.v1 import cord_service_pb2 as cord_pb2
 from andon.api.labeling.v1 import cord_service_pb2_grpc as cord_grpc
+from services.labeling.accounts import Role
+from services.labeling.callers import acting_as
 from services.labeling.changes import Changes
 from services.labeling.cord import CordAction, CordEvent, check_cord_act, is_pulled
 from services.labeling.cord_store import CordStore
@@ -21,6 +23,12 @@ from services.labeling.limits import check_request_id
 from services.labeling.messages import cord_to_proto, repeatable
 from services.labeling.metrics import LabelingMetrics
 from services.labeling.threads import DatabaseThreads
+
+# A service may pass on who pulled; whoever lets training go on stands in for it themselves.
+_ACT_FOR_ANYBODY = {
+    CordAction.PULL: frozenset({Role.SERVICE, Role.ADMIN}),
+    CordAction.RELEASE: frozenset({Role.ADMIN}),
+}
 
 _log = structlog.get_logger(__name__)
 
@@ -92,10 +100,11 @@ class CordServicer(cord_grpc.CordServiceServicer):
         self, method: str, action: CordAction, request: cord_pb2.PullCordRequest | cord_pb2.ReleaseCordRequest
     ) -> CordEvent:
         check_request_id(request.request_id)
-        check_cord_act(actor=request.actor, reason=request.reason)
+        actor = acting_as(request.actor, may_act_for_anybody=_ACT_FOR_ANYBODY[action])
+        check_cord_act(actor=actor, reason=request.reason)
         origin = repeatable(method, request.request_id, request)
         acted = await self._threads.write(
-            lambda: self._store.act(origin, action, actor=request.actor, reason=request.reason),
+            lambda: self._store.act(origin, action, actor=actor, reason=request.reason),
             then=self._cord_changes.announce,
         )
         if acted.repeated:
@@ -103,7 +112,5 @@ class CordServicer(cord_grpc.CordServiceServicer):
         else:
             self._metrics.cord_events.labels(action.value).inc()
             self._metrics.cord_pulled.set(is_pulled(acted.event))
-            _log.warning(
-                "cord_acted", action=action.value, actor=request.actor, event_number=acted.event.number
-            )
+            _log.warning("cord_acted", action=action.value, actor=actor, event_number=acted.event.number)
         return acted.event

@@ -50,7 +50,7 @@ class Passwords:
 
     def close(self) -> None:
         """End the threads."""
-        self._threads.shutdown()
+        self._threads.shutdown(cancel_futures=True)
 
     def _check(self, password: str, kept_hash: str | None) -> PasswordCheck:
         # Cut, not refused: a refusal would answer sooner than a comparison.

@@ -8,16 +8,21 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import grpc.aio
 import structlog
 from prometheus_client import CollectorRegistry
 
+from andon.api.labeling.v1 import access_service_pb2 as access_pb2
+from andon.api.labeling.v1 import access_service_pb2_grpc as access_grpc
 from andon.api.labeling.v1 import cord_service_pb2 as cord_pb2
 from andon.api.labeling.v1 import cord_service_pb2_grpc as cord_grpc
 from andon.api.labeling.v1 import labeling_service_pb2 as labeling_pb2
 from andon.api.labeling.v1 import labeling_service_pb2_grpc as labeling_grpc
+from andon.rpc.auth import AccessPolicy, FirstOf, RecentCallers
+from services.labeling.access import ROLES_BY_METHOD
+from services.labeling.access_servicer import AccessServicer
 from services.labeling.account_store import AccountStore
 from services.labeling.changes import Changes
 from services.labeling.config import LabelingConfig
@@ -35,11 +40,15 @@ from services.labeling.servicer import LabelingServicer
 from services.labeling.session_store import SessionStore, SessionTimes
 from services.labeling.store import LabelingStore
 from services.labeling.threads import DatabaseThreads
+from services.labeling.token_holders import TokensInDatabase, TokensInFile
 from services.labeling.web.app import build_app
 from services.labeling.web.metrics import SiteMetrics
 from services.labeling.web.server import WebServer
 from services.labeling.web.site import Site
 from services.labeling.web.templating import Templates
+
+_CALLER_LIFETIME_S = 2.0  # how long a revoked token may go on being known
+_MAX_REMEMBERED_CALLERS = 10_000
 
 _log = structlog.get_logger(__name__)
 
@@ -95,6 +104,22 @@ class LabelingService:
             metrics=self._metrics,
         )
 
+        accounts = AccountStore(self._database, clock=clock)
+        self._tokens_file = None if config.tokens_file is None else TokensInFile(config.tokens_file)
+        self._access_policy = AccessPolicy(
+            authenticator=RecentCallers(
+                FirstOf(
+                    *([] if self._tokens_file is None else [self._tokens_file]),
+                    TokensInDatabase(accounts, self._threads),
+                ),
+                lifetime_s=_CALLER_LIFETIME_S,
+                max_entries=_MAX_REMEMBERED_CALLERS,
+                clock=time.monotonic,
+            ),
+            roles_by_method=ROLES_BY_METHOD,
+        )
+        self._web = WebServer(config)
+        self._access = AccessServicer(accounts, threads=self._threads, site_url=lambda: self._web.url)
         self._passwords = Passwords()
         self._site = Site(
             config=config,
@@ -103,7 +128,7 @@ class LabelingService:
             threads=self._threads,
             labeling=labeling_store,
             cord=self._cord_store,
-            accounts=AccountStore(self._database, clock=clock),
+            accounts=accounts,
             sessions=SessionStore(
                 self._database,
                 clock=clock,
@@ -120,7 +145,16 @@ class LabelingService:
             templates=Templates(),
             is_secure=config.is_site_secure,
         )
-        self._web = WebServer(config)
+
+    @property
+    def access_policy(self) -> AccessPolicy:
+        """Who may call which RPC."""
+        return self._access_policy
+
+    @property
+    def ready_facts(self) -> Mapping[str, str | int]:
+        """Where the site is."""
+        return {"web_port": self._web.port, "web_url": self._web.url}
 
     @property
     def site_url(self) -> str:
@@ -128,16 +162,20 @@ class LabelingService:
         return self._web.url
 
     def register(self, server: grpc.aio.Server) -> Sequence[str]:
-        """Add both servicers."""
+        """Add the servicers."""
         labeling_grpc.add_LabelingServiceServicer_to_server(self._labeling, server)
         cord_grpc.add_CordServiceServicer_to_server(self._cord, server)
+        access_grpc.add_AccessServiceServicer_to_server(self._access, server)
         return [
             labeling_pb2.DESCRIPTOR.services_by_name["LabelingService"].full_name,
             cord_pb2.DESCRIPTOR.services_by_name["CordService"].full_name,
+            access_pb2.DESCRIPTOR.services_by_name["AccessService"].full_name,
         ]
 
     async def start(self) -> None:
-        """Open the database."""
+        """Read the tokens, open the database and then the site."""
+        if self._tokens_file is not None:
+            self._tokens_file.read()
         await asyncio.get_running_loop().run_in_executor(None, self._database.open)
         cord = await self._threads.read(self._cord_store.last)
         self._metrics.cord_pulled.set(is_pulled(cord))

@@ -23,7 +23,9 @@ class RunClients:
         self._policy = tuple(PolicyClient(target, options=options) for target in config.policy_targets)
         self._reference = ReferenceClient(config.reference_target, options=options)
         self._reward = RewardClient(config.reward_target, options=options)
-        self._labeling = LabelingClient(config.labeling_target, options=options)
+        self._labeling = LabelingClient(
+            config.labeling_target, options=options, token=config.token_for_labeling()
+        )
         self._stage_clients = StageClients(
             policy=self._policy,
             reference=self._reference,
@@ -52,4 +54,5 @@ def open_cord_client(config: TrainerConfig) -> CordClient:
             keepalive_s=max(10.0, config.cord_hold_s / 3),
             keepalive_timeout_s=max(1.0, config.cord_hold_s / 3),
         ),
+        token=config.token_for_labeling(),
     )

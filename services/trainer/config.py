@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 
 from andon.rpc.config import Port, ServerConfig
 
@@ -31,6 +31,10 @@ class TrainerConfig(ServerConfig):
     """The reward service."""
     labeling_target: str = "127.0.0.1:50054"
     """The labeling service, which also holds the cord."""
+    labeling_token: SecretStr | None = None
+    """Bearer token of the labeling service, with the role "service"; better in ANDON_TRAINER_LABELING_TOKEN
+    than in a flag. ANDON_TOKEN when left out.
+    """
     threads: int = Field(default=2, ge=1)
     """CPU threads of torch."""
     device: str = "cpu"
@@ -53,3 +57,7 @@ class TrainerConfig(ServerConfig):
     """Time between the checkpoints of stages that name no interval in steps."""
     interrupt_grace_s: float = Field(default=60.0, ge=0)
     """How long SIGTERM waits for the run's checkpoint before the process ends without it."""
+
+    def token_for_labeling(self) -> str | None:
+        """The token in clear, for the connection only."""
+        return None if self.labeling_token is None else self.labeling_token.get_secret_value()

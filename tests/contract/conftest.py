@@ -8,6 +8,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -20,6 +21,7 @@ from andon.rpc.service import Service
 from services.labeling.config import LabelingConfig
 from services.labeling.service import LabelingService
 from tests.site import SiteUnderTest
+from tests.tokens import TOKENS, with_token, write_tokens
 
 START_TIMEOUT_S = 60
 
@@ -61,19 +63,40 @@ def serve(server_loop: asyncio.AbstractEventLoop) -> Iterator[Serve]:
 
 
 @pytest.fixture
-def connect() -> Iterator[Callable[[RunningServer], grpc.Channel]]:
-    """``connect(running)`` opens a plain channel and closes it after the test."""
+def connect() -> Iterator[Callable[..., grpc.Channel]]:
+    """``connect(running, "lara")`` opens a channel that carries a name's token and closes it after the test.
+
+    Without a name it is the admin's, with None there is none; services that ask nobody do not mind either.
+    """
     with ExitStack() as channels:
-        yield lambda running: channels.enter_context(grpc.insecure_channel(running.target))
+
+        def open_it(running: RunningServer, name: str | None = "admin") -> grpc.Channel:
+            channel = channels.enter_context(grpc.insecure_channel(running.target))
+            return channel if name is None else with_token(channel, TOKENS[name])
+
+        yield open_it
 
 
 @pytest.fixture
-def start_site(serve: Serve, database_url: str) -> Iterator[Callable[..., SiteUnderTest]]:
+def tokens_file(tmp_path: Path) -> Path:
+    """What ``connect`` knows, for ``LabelingConfig.tokens_file``."""
+    return write_tokens(tmp_path)
+
+
+@pytest.fixture
+def start_site(serve: Serve, database_url: str, tokens_file: Path) -> Iterator[Callable[..., SiteUnderTest]]:
     """``start_site(session_hours=1, ...)`` serves the labeling site, once on each engine per test."""
     with ExitStack() as sites:
 
         def start(**fields: Any) -> SiteUnderTest:
-            config = LabelingConfig(port=0, metrics_port=0, web_port=0, database=database_url, **fields)
+            config = LabelingConfig(
+                port=0,
+                metrics_port=0,
+                web_port=0,
+                database=database_url,
+                tokens_file=tokens_file,
+                **fields,
+            )
             registry = CollectorRegistry()
             service = LabelingService(config, registry)
             return sites.enter_context(SiteUnderTest(service, serve(service, config, registry), database_url))

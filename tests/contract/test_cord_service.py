@@ -23,12 +23,18 @@ def start(
     serve: Callable[..., RunningServer],
     connect: Callable[[RunningServer], grpc.Channel],
     tmp_path: Path,
+    tokens_file: Path,
 ) -> Callable[..., Any]:
     """``start(cord_keepalive_s=…)`` gives a stub of a service on the test's one database."""
 
     def start_it(**fields: Any) -> Any:
         config = LabelingConfig(
-            port=0, metrics_port=0, web_port=0, database=f"sqlite:///{tmp_path}/labeling.sqlite3", **fields
+            port=0,
+            metrics_port=0,
+            web_port=0,
+            tokens_file=tokens_file,
+            database=f"sqlite:///{tmp_path}/labeling.sqlite3",
+            **fields,
         )
         registry = CollectorRegistry()
         return cord_grpc.CordServiceStub(connect(serve(LabelingService(config, registry), config, registry)))

@@ -59,11 +59,13 @@ def callers(
     serve: Callable[..., RunningServer],
     connect: Callable[[RunningServer], grpc.Channel],
     tmp_path: Path,
+    tokens_file: Path,
 ) -> Callers:
     config = LabelingConfig(
         port=0,
         metrics_port=0,
         web_port=0,
+        tokens_file=tokens_file,
         database=f"sqlite:///{tmp_path}/labeling.sqlite3",
         max_text_chars=1000,
         database_lock_wait_s=0.01,
@@ -142,7 +144,6 @@ INVALID: list[Case] = [
     ("SubmitTasks", with_writer(), "INVALID_POLICY_VERSION"),
     ("SubmitTasks", with_writer(name="policy", version=-1), "INVALID_POLICY_VERSION"),
     ("SubmitTasks", with_writer(name="policy", version=1, weights_sha256="x"), "INVALID_POLICY_VERSION"),
-    ("LeaseTasks", lease(labeler_id=""), "INVALID_LABELER"),
     ("LeaseTasks", lease(labeler_id="ann or bob"), "INVALID_LABELER"),
     ("LeaseTasks", lease(batch="a b"), "INVALID_BATCH"),
     ("LeaseTasks", lease(max_tasks=-1), "INVALID_LEASE"),
@@ -189,7 +190,7 @@ INVALID: list[Case] = [
     ("PullCord", pull(reason=""), "EMPTY_REASON"),
     ("PullCord", pull(reason="x" * 10_001), "TEXT_TOO_LONG"),
     ("ReleaseCord", release(request_id=""), "INVALID_REQUEST_ID"),
-    ("ReleaseCord", release(actor=""), "INVALID_ACTOR"),
+    ("ReleaseCord", release(actor=" "), "INVALID_ACTOR"),
     ("ReleaseCord", release(reason=" "), "EMPTY_REASON"),
 ]
 

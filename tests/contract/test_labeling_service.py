@@ -23,10 +23,17 @@ TIMEOUT_S = 30
 
 
 @pytest.fixture
-def start(serve: Callable[..., RunningServer], tmp_path: Path) -> Callable[..., RunningServer]:
+def start(
+    serve: Callable[..., RunningServer], tmp_path: Path, tokens_file: Path
+) -> Callable[..., RunningServer]:
     def start_it(**fields: Any) -> RunningServer:
         config = LabelingConfig(
-            port=0, metrics_port=0, database=f"sqlite:///{tmp_path}/labeling.sqlite3", **fields
+            port=0,
+            metrics_port=0,
+            web_port=0,
+            tokens_file=tokens_file,
+            database=f"sqlite:///{tmp_path}/labeling.sqlite3",
+            **fields,
         )
         registry = CollectorRegistry()
         return serve(LabelingService(config, registry), config, registry)

@@ -45,6 +45,7 @@ from services.trainer.run_records import StageName
 from services.trainer.service import TrainerService
 from services.trainer.stages.catalogue import StageKind
 from services.trainer.stages.context import StageContext, StageState
+from tests.tokens import TOKENS, write_tokens
 
 TIMEOUT_S = 30
 OUTPUT = ModelVersion("sft", 1, "ab" * 32)
@@ -453,11 +454,11 @@ def test_a_pulled_cord_stops_training_and_only_a_release_lets_it_go_on(
     trainer: Trainer, serve: Callable[..., RunningServer]
 ) -> None:
     labeling = serve_labeling(trainer.folder, serve)
-    client = trainer.start(watch_cord=True, labeling_target=labeling.target)
+    client = trainer.start(watch_cord=True, labeling_target=labeling.target, labeling_token=TOKENS["service"])
     run = client.start_run("sft", {"steps": 3})
     trainer.gate.let("go")
     seen = wait_for(client, run, is_step(1))
-    with CordClient(labeling.target) as cord:
+    with CordClient(labeling.target, token=TOKENS["admin"]) as cord:
         cord.pull(actor="ada", reason="the summaries turned rude")
         seen = wait_for(client, run, is_state(RunState.PAUSED), after=seen)
         trainer.gate.let("go", "go")
@@ -476,9 +477,11 @@ def test_a_cord_pulled_before_the_run_lets_it_take_no_step(
     trainer: Trainer, serve: Callable[..., RunningServer]
 ) -> None:
     labeling = serve_labeling(trainer.folder, serve)
-    with CordClient(labeling.target) as cord:
+    with CordClient(labeling.target, token=TOKENS["admin"]) as cord:
         cord.pull(actor="ada", reason="not tonight")
-        client = trainer.start(watch_cord=True, labeling_target=labeling.target)
+        client = trainer.start(
+            watch_cord=True, labeling_target=labeling.target, labeling_token=TOKENS["service"]
+        )
         trainer.gate.let("go")
         run = client.start_run("sft", {"steps": 1})
         wait_for(client, run, is_state(RunState.PAUSED))
@@ -500,6 +503,10 @@ def test_a_cord_that_cannot_be_heard_holds_the_run(trainer: Trainer) -> None:
 
 def serve_labeling(folder: Path, serve: Callable[..., RunningServer]) -> RunningServer:
     config = LabelingConfig(
-        port=0, metrics_port=0, web_port=0, database=f"sqlite:///{folder}/labeling.sqlite3"
+        port=0,
+        metrics_port=0,
+        web_port=0,
+        tokens_file=write_tokens(folder),
+        database=f"sqlite:///{folder}/labeling.sqlite3",
     )
     return serve(LabelingService(config, CollectorRegistry()), config)

@@ -99,7 +99,9 @@ def test_every_service_may_be_killed_in_the_middle_of_ppo(tmp_path: Path) -> Non
         )
         (ppo,) = (curve for curve in outcome.curves if curve.stage == "ppo")
         assert list(ppo.steps) == list(range(1, updates + 1))
-        with LabelingClient(flow.supervisor.targets["labeling"]) as labeling:
+        with LabelingClient(
+            flow.supervisor.targets["labeling"], token=flow.supervisor.tokens.admin
+        ) as labeling:
             progress = labeling.progress(wait_for_ready=True)
         assert progress.answer_count == progress.slot_count > 0
         report, page = measure(flow, outcome)

@@ -30,6 +30,7 @@ from andon.modeling.loading import new_causal_lm, save_model, scorer_from_causal
 from andon.modeling.manifest import ManifestDraft
 from andon.modeling.store import ModelStore
 from andon.modeling.text import word_level_codec
+from tests.tokens import TOKENS, write_tokens
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -112,7 +113,12 @@ class World:
         self._make_models()
         self._make_prompts()
         store = f"--store={self.store.root}"
-        self.labeling = self.run("labeling", f"--database=sqlite:///{folder}/labeling.sqlite3")
+        self.labeling = self.run(
+            "labeling",
+            f"--database=sqlite:///{folder}/labeling.sqlite3",
+            f"--tokens-file={write_tokens(folder)}",
+            "--web-port=0",
+        )
         self.policy = self.run("policy", store)
         self.reference = self.run("reference", store)
         self.reward = self.run("reward", store)
@@ -132,6 +138,7 @@ class World:
             f"--reference-target={self.reference.target}",
             f"--reward-target={self.reward.target}",
             f"--labeling-target={self.labeling.target}",
+            f"--labeling-token={TOKENS['service']}",
             "--threads=1",
             "--cord-hold-s=60",
             "--peer-patience-s=600",
@@ -258,7 +265,7 @@ def test_no_death_of_a_process_and_no_pull_of_the_cord_changes_a_number(world: W
 
 def pull_and_release(world: World, client: TrainerClient, run: Run) -> None:
     """Pull the cord, see the run stand still, release it."""
-    with CordClient(world.labeling.target) as cord:
+    with CordClient(world.labeling.target, token=TOKENS["admin"]) as cord:
         cord.pull(actor="ada", reason="to see whether it stops")
         for event in client.watch_run(run.run_id, stream_timeout_s=TIMEOUT_S):
             if isinstance(event.event, StateChanged) and "ada" in event.event.message:

@@ -69,7 +69,7 @@ class BareCall(grpc.RpcError, grpc.Call):
         (grpc.StatusCode.UNIMPLEMENTED, errors.FailedPreconditionError),
         (grpc.StatusCode.UNKNOWN, errors.InternalError),
         (grpc.StatusCode.CANCELLED, errors.UnavailableError),
-        (grpc.StatusCode.UNAUTHENTICATED, errors.PermissionDeniedError),
+        (grpc.StatusCode.UNAUTHENTICATED, errors.UnauthenticatedError),
     ],
 )
 def test_an_error_of_the_transport_becomes_the_class_that_asks_the_same_of_the_caller(code, kind):
