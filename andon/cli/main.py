@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 import andon
 from andon.cli import (
     cord_commands,
+    data_commands,
     demo_command,
     evaluate_command,
     label_commands,
@@ -81,6 +82,7 @@ app.command("score")(serving_commands.score)
 app.command("evaluate")(evaluate_command.evaluate)
 app.add_typer(train_commands.app, name="train")
 app.add_typer(label_commands.app, name="label")
+app.add_typer(data_commands.app, name="data")
 app.add_typer(model_commands.app, name="models")
 app.add_typer(cord_commands.app, name="cord")
 

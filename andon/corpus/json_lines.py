@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import io
 import json
+import math
 import zlib
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from andon.corpus.atomic_file import AtomicFile
 from andon.corpus.errors import RowError, UnknownFormatError
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _GZIP_WINDOW_BITS = 31  # zlib's way to ask for a gzip header: without a name or a time, so that the same rows
 # give the same bytes
@@ -81,8 +83,11 @@ class RowWriter:
         return self._file.sha256
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Adds a row."""
-        self.write_line(line_from_row(row))
+        """Adds a row. A row that was read with half a character somewhere keeps it, as an escape."""
+        try:
+            self.write_line(line_from_row(row))
+        except UnicodeEncodeError:
+            self.write_line(json.dumps(row, allow_nan=False))
 
     def write_line(self, line: str) -> None:
         """Adds a row that is a line of JSON already."""
@@ -114,7 +119,7 @@ def line_from_row(row: Mapping[str, Any]) -> str:
 
     Raises ValueError for numbers that JSON does not have.
     """
-    return json.dumps(row, ensure_ascii=False, allow_nan=False)
+    return _encode(row)
 
 
 class _Digesting(io.RawIOBase):
@@ -146,6 +151,17 @@ def _lines(stream: io.BufferedIOBase) -> Iterator[tuple[int, bytes | RowError]]:
         yield number, RowError(f"longer than {MAX_LINE_BYTES} bytes", "ROW_TOO_LONG")
 
 
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:40]} is no finite number")
+    return number
+
+
+# JSON has no infinity and no "not a number"; Python's reader takes both unless told otherwise.
+_parse = json.JSONDecoder(parse_float=_finite, parse_constant=_finite).decode
+
+
 def _decode(line: bytes, *, is_first: bool) -> Mapping[str, Any] | RowError | None:
     """The JSON object of a line, why it is none, or None for a blank line."""
     if is_first:
@@ -153,12 +169,12 @@ def _decode(line: bytes, *, is_first: bool) -> Mapping[str, Any] | RowError | No
     if not line.strip():
         return None
     try:
-        row = json.loads(line.decode())
+        row = _parse(line.decode())
     except UnicodeDecodeError as error:
         return RowError(f"not UTF-8: {error.reason} at byte {error.start}", "INVALID_TEXT")
     except RecursionError:
         return RowError("not JSON that can be read: nested too deeply", "NOT_JSON")
-    except ValueError as error:  # JSONDecodeError, and numbers with thousands of digits
+    except ValueError as error:  # JSONDecodeError, numbers with thousands of digits, and those below
         return RowError(f"not JSON: {error}", "NOT_JSON")
     if not isinstance(row, dict):
         return RowError(f"not a JSON object but {type(row).__name__}", "NOT_JSON")

@@ -67,14 +67,14 @@ class FilterReport:
 class Manifest:
     """How a data set came to be."""
 
+    schema: str = SCHEMA
+    andon_version: str = andon.__version__
+    created_time: str = field(default_factory=lambda: _now())
     command: str
     parameters: Mapping[str, Json]
     inputs: Sequence[InputReport]
     outputs: Sequence[OutputReport]
-    filters: Sequence[FilterReport]
-    created_time: str = field(default_factory=lambda: _now())
-    andon_version: str = andon.__version__
-    schema: str = SCHEMA
+    filters: Sequence[FilterReport]  # in the order of use
 
     def to_json(self) -> str:
         """The text of the file."""

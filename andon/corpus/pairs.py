@@ -50,7 +50,7 @@ def pair_of(
 ) -> ComparisonRecord:
     """The record about two of its candidates only; a record of two stays as it is but for the tiers."""
     if len(record.candidates) == 2:
-        return replace(record, tiers=tiers)
+        return record if record.tiers == tiers else replace(record, tiers=tiers)
     both = (first, second)
     name = f"/{first}-{second}"
     return replace(
