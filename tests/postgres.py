@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import signal
 import socket
@@ -14,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import psutil
 import psycopg
 
 START_TIMEOUT_S = 60
@@ -46,7 +48,17 @@ class PostgresServer:
             shutil.chown(self._folder, "nobody", "nogroup")
             as_nobody = ["setpriv", "--reuid", "nobody", "--regid", "nogroup", "--clear-groups"]
         subprocess.run(
-            [*as_nobody, str(binaries / "initdb"), "--no-sync", "-U", "andon", "-A", "trust", "-D", str(data)],
+            [
+                *as_nobody,
+                str(binaries / "initdb"),
+                "--no-sync",
+                "-U",
+                "andon",
+                "-A",
+                "trust",
+                "-D",
+                str(data),
+            ],
             check=True,
             stdout=subprocess.DEVNULL,
             cwd=self._folder,
@@ -61,10 +73,16 @@ class PostgresServer:
             "max_connections=300",
             f"fsync={'on' if self._durable else 'off'}",
         ]
+        self._command = [*as_nobody, str(binaries / "postgres"), "-D", str(data)]
+        self._command += [part for setting in settings for part in ("-c", setting)]
         self._log = (self._folder / "log").open("wb")
+        self.start()
+        return self
+
+    def start(self) -> None:
+        """Start the server and wait until it answers; also after :meth:`kill`, on the same databases."""
         self._process = subprocess.Popen(
-            [*as_nobody, str(binaries / "postgres"), "-D", str(data)]
-            + [part for setting in settings for part in ("-c", setting)],
+            self._command,
             stdout=self._log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -74,12 +92,33 @@ class PostgresServer:
         while True:
             try:
                 psycopg.connect(self._dsn("postgres"), connect_timeout=5).close()
-                return self
+                return
             except psycopg.OperationalError:
                 if self._process.poll() is not None or time.monotonic() > deadline_s:
                     self.__exit__(None, None, None)
                     raise
                 time.sleep(0.05)
+
+    def kill(self) -> None:
+        """End the server and all its processes at once, without a chance to finish anything."""
+        # Stopped first, so that it starts no further process; each of its processes leads its own group.
+        self._process.send_signal(signal.SIGSTOP)
+        watched = select.poll()
+        handles = []
+        for process in psutil.Process(self._process.pid).children(recursive=True):
+            handles.append(os.pidfd_open(process.pid))
+            watched.register(handles[-1], select.POLLIN)
+            process.kill()
+        self._process.kill()
+        self._process.wait()
+        # The next server waits for nobody who still has this one's memory. Orphans may stay zombies for a
+        # while, so their ends are heard of rather than their disappearance.
+        left = set(handles)
+        while left:
+            for handle, _event in watched.poll():
+                watched.unregister(handle)
+                os.close(handle)
+                left.remove(handle)
 
     def __exit__(
         self,
@@ -88,8 +127,9 @@ class PostgresServer:
         _traceback: TracebackType | None,
     ) -> None:
         if self._process.poll() is None:
-            # setpriv has become postgres. SIGINT ends it and its children, whoever is still connected.
-            self._process.send_signal(signal.SIGINT)
+            # setpriv has become postgres. SIGQUIT ends it and its children, whoever is still connected, and
+            # writes nothing down, for nobody reads it again.
+            self._process.send_signal(signal.SIGQUIT)
             self._process.wait()
         self._log.close()
         shutil.rmtree(self._folder, ignore_errors=True)

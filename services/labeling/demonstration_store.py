@@ -83,11 +83,12 @@ class DemonstrationStore:
         """Record a text that :func:`check_demonstration` has passed; returns its id."""
 
         def work(connection: sa.Connection) -> int:
+            # Before recall: a repetition that comes while the first still runs waits here and then finds it.
+            lease = leases_by_id(connection, [draft.lease_id]).get(draft.lease_id)
             known = recall(connection, request)
             if known is not None:
                 return int(known)
             now_us = self._clock()
-            lease = leases_by_id(connection, [draft.lease_id]).get(draft.lease_id)
             if lease is None:
                 raise LeaseNotFoundError(draft.lease_id)
             check_may_answer(lease, labeler_id=labeler_id, now_us=now_us)

@@ -204,11 +204,12 @@ class LabelingStore:
         """Record all or none of answers that :func:`services.labeling.answers.check_answers` has passed."""
 
         def work(connection: sa.Connection) -> Recorded:
+            # Before recall: a repetition that comes while the first still runs waits here and then finds it.
+            found = leases_by_id(connection, [answer.lease_id for answer in answers])
             known = recall(connection, request)
             if known is not None:
                 return Recorded(comparison_ids=known, repeated=True)
             now_us = self._clock()
-            found = leases_by_id(connection, [answer.lease_id for answer in answers])
             answered: list[tuple[LeaseRecord, AnswerDraft]] = []
             for index, answer in enumerate(answers):
                 lease = found.get(answer.lease_id)
@@ -237,10 +238,10 @@ class LabelingStore:
         """Give leased tasks back for others, all or none; False when this request had done it before."""
 
         def work(connection: sa.Connection) -> bool:
+            found = leases_by_id(connection, [skip.lease_id for skip in skipped])  # before recall, as above
             if recall(connection, request) is not None:
                 return False
             now_us = self._clock()
-            found = leases_by_id(connection, [skip.lease_id for skip in skipped])
             for skip in skipped:
                 lease = found.get(skip.lease_id)
                 if lease is None:
