@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from andon.cli import access_commands
+from andon.cli import access_commands, label_exchange_commands
 from andon.cli.demo_tasks import is_showable
 from andon.cli.endpoints import find_target
 from andon.cli.options import HomeOption, LabelingTarget, PolicyTarget
@@ -28,6 +27,7 @@ from andon.errors import InvalidArgumentError
 
 app = typer.Typer(help="Collect comparisons.", no_args_is_help=True)
 access_commands.register(app)
+label_exchange_commands.register(app)
 
 PROMPTS_PER_CALL = 64
 
@@ -61,6 +61,9 @@ def submit(
         bool, typer.Option("--with-reference", help="Put the reference summary among the candidates.")
     ] = False,
     overlap: Annotated[int, typer.Option("--overlap", min=1, max=100, help="Labelers per task.")] = 1,
+    project: Annotated[
+        str, typer.Option("--project", help="The project of a new batch; `default` when left out.")
+    ] = "",
     labeling_target: LabelingTarget = None,
     policy_target: PolicyTarget = None,
     home: HomeOption = None,
@@ -81,7 +84,7 @@ def submit(
         with PolicyClient(find_target("policy", policy_target, home=home)) as policy:
             drafts = sampled_tasks(policy, documents, parameters, overlap, with_reference=with_reference)
     with _client(labeling_target, home) as client:
-        task_ids = client.submit_tasks(drafts, batch=batch)
+        task_ids = client.submit_tasks(drafts, batch=batch, project=project)
     if as_json:
         print_json({"batch": batch, "task_ids": task_ids})
     else:
@@ -126,53 +129,29 @@ def simulate(
         print_table(None, ["labeler", ">answers"], tally.answers_by_labeler.items())
 
 
-@app.command()
-def export(
-    batch: Annotated[str, typer.Option("--batch", help="Only this batch.")] = "",
-    out: Annotated[Path | None, typer.Option("--out", help="JSON Lines file; stdout when left out.")] = None,
-    after: Annotated[int, typer.Option("--after", min=0, help="Only comparisons after this id.")] = 0,
-    follow: Annotated[bool, typer.Option("--follow", help="Wait for further answers until Ctrl-C.")] = False,
-    labeling_target: LabelingTarget = None,
-    home: HomeOption = None,
-) -> None:
-    """Write the comparisons as JSON Lines, which `andon train reward-model --comparisons` reads."""
-    count = 0
-    with (
-        _client(labeling_target, home) as client,
-        _lines(out) as stream,
-        messages().status("exporting ...") as status,
-    ):
-        answers = client.export_comparisons(
-            batch=batch, after_comparison_id=after, follow=follow, timeout_s=None if follow else 600.0
-        )
-        for comparison in answers:
-            stream.write(json.dumps(plain(comparison), ensure_ascii=False) + "\n")
-            count += 1
-            if follow:
-                stream.flush()
-            if count % 500 == 0:
-                status.update(f"exporting ... {count}")
-    messages().print(f"{count} comparisons")
-
-
 @app.command("progress")
 def show_progress(
     batch: Annotated[str, typer.Option("--batch", help="Only this batch.")] = "",
+    project: Annotated[str, typer.Option("--project", help="Only this project.")] = "",
     labeling_target: LabelingTarget = None,
     home: HomeOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show how far a batch is."""
+    """Show how far a batch or a project is."""
     with _client(labeling_target, home) as client:
-        progress = client.progress(batch=batch)
+        progress = client.progress(batch=batch, project=project)
     if as_json:
         print_json(progress)
         return
-    print_table(None, [batch or "all batches", ">"], plain(progress).items())
+    print_table(None, [batch or project or "all batches", ">"], plain(progress).items())
 
 
 def read_tasks(path: Path, overlap: int) -> Iterator[TaskDraft]:
-    """Tasks from JSON Lines; a candidate is a text or an object with text, source and policy_version."""
+    """Tasks from JSON Lines; a candidate is a text or an object with text, source and policy_version.
+
+    Beside document and candidates a line may hold document_id, overlap, kind, purpose, expected (tiers of
+    candidate indices) and explanation.
+    """
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
             continue
@@ -183,6 +162,14 @@ def read_tasks(path: Path, overlap: int) -> Iterator[TaskDraft]:
                 candidates=tuple(_candidate(candidate) for candidate in row["candidates"]),
                 document_id=str(row.get("document_id", f"{path.stem}-{number}")),
                 overlap=int(row.get("overlap", overlap)),
+                kind=str(row.get("kind", "compare")),
+                purpose=str(row.get("purpose", "ordinary")),
+                expected=(
+                    None
+                    if row.get("expected") is None
+                    else tuple(tuple(int(index) for index in tier) for tier in row["expected"])
+                ),
+                explanation=str(row.get("explanation", "")),
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InvalidArgumentError(
@@ -252,13 +239,3 @@ def _bar(title: str, total: int) -> Iterator[tuple[Progress, Any]]:  # rich's ta
         disable=not console.is_terminal,  # a bar in a file is only noise
     ) as progress:
         yield progress, progress.add_task(title, total=total)
-
-
-@contextmanager
-def _lines(out: Path | None) -> Iterator[IO[str]]:
-    if out is None:
-        yield sys.stdout
-        sys.stdout.flush()
-        return
-    with out.open("w", encoding="utf-8") as stream:
-        yield stream

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -88,12 +88,22 @@ class ServiceConnection:
         timeout_s: float,
         wait_for_ready: bool = False,
     ) -> Answer:
-        """A stream of requests, one answer."""
+        """A stream of requests, one answer. An error that making the requests raises comes out as it is."""
+        failures: list[Exception] = []
+
+        def noted() -> Iterator[Request]:
+            # gRPC runs this in a thread of its own and says no more than that it failed.
+            try:
+                yield from requests
+            except Exception as error:
+                failures.append(error)
+                raise
+
         try:
-            return method(
-                iter(requests), timeout=timeout_s, wait_for_ready=wait_for_ready, metadata=self._metadata
-            )
+            return method(noted(), timeout=timeout_s, wait_for_ready=wait_for_ready, metadata=self._metadata)
         except grpc.RpcError as error:
+            if failures:
+                raise failures[0] from None
             raise self._translated(error) from error
 
     def stream(

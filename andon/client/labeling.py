@@ -1,73 +1,61 @@
-"""The labeling service as a client sees it: tasks in, leases and answers, comparisons out."""
+"""The labeling service as a client sees it: tasks in, leases and answers, comparisons in and out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from datetime import datetime
-
-from google.protobuf.message import Message
 
 from andon.api.labeling.v1 import labeling_service_pb2 as labeling_pb2
 from andon.api.labeling.v1 import labeling_service_pb2_grpc as labeling_grpc
 from andon.client.channel import ChannelOptions
 from andon.client.connection import ServiceConnection, new_request_id, token_or_default
-from andon.corpus.records import CandidateRecord, ComparisonRecord, RatingRecord, TelemetryRecord
-from andon.errors import UnavailableError
-from andon.modeling.versions import ModelVersion
-from andon.rpc.convert import (
-    duration_to_seconds,
-    model_version_to_proto,
-    seconds_to_duration,
-    timestamp_to_datetime,
+from andon.client.labeling_messages import (
+    agreement_from_proto,
+    answer_to_proto,
+    batch_settings_to_proto,
+    comparison_from_proto,
+    comparison_to_import,
+    import_report_from_proto,
+    project_settings_to_proto,
+    task_to_proto,
 )
+from andon.client.labeling_values import (
+    Agreement,
+    AnswerDraft,
+    BatchSettings,
+    Estimate,
+    ImportReport,
+    LabelerPair,
+    LabelingProgress,
+    LeasedTask,
+    ProjectSettings,
+    RefusedRow,
+    TaskDraft,
+)
+from andon.corpus.records import ComparisonRecord
+from andon.errors import UnavailableError
+from andon.rpc.convert import seconds_to_duration, timestamp_to_datetime
+
+__all__ = [
+    "Agreement",
+    "AnswerDraft",
+    "BatchSettings",
+    "Estimate",
+    "ImportReport",
+    "LabelerPair",
+    "LabelingClient",
+    "LabelingProgress",
+    "LeasedTask",
+    "ProjectSettings",
+    "RefusedRow",
+    "TaskDraft",
+]
 
 MAX_TASKS_PER_CALL = 1000
 MAX_STREAM_BREAKS = 5  # in a row, without one comparison in between
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskDraft:
-    """A document with 2 to 9 candidates to compare."""
-
-    document: str
-    candidates: tuple[CandidateRecord, ...]
-    document_id: str = ""
-    overlap: int = 1  # how many labelers answer it
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeasedTask:
-    """A task as one labeler sees it: blind, in an order of their own."""
-
-    lease_id: str
-    document: str
-    candidates: tuple[str, ...]
-    expire_time: datetime
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AnswerDraft:
-    """A decision about one leased task: either the best candidate or a ranking of all of them."""
-
-    lease_id: str
-    best_index: int | None = None  # into LeasedTask.candidates
-    tiers: tuple[tuple[int, ...], ...] | None = None  # best first; candidates of one tier are tied
-    confidence: int = 0  # 1 (a guess) to 9 (certain); 0 when not asked
-    note: str = ""
-    duration_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LabelingProgress:
-    """How far a batch is."""
-
-    task_count: int
-    slot_count: int  # answers wanted
-    answer_count: int
-    lease_count: int  # open now
-    labeler_count: int
+IMPORT_ROWS = 500  # in one message
+IMPORT_BYTES = 4 * 1024 * 1024  # after which a message is sent with fewer
 
 
 class LabelingClient(ServiceConnection):
@@ -90,11 +78,13 @@ class LabelingClient(ServiceConnection):
         tasks: Sequence[TaskDraft],
         *,
         batch: str,
+        project: str = "",
+        batch_settings: BatchSettings | None = None,
         request_id: str | None = None,
         timeout_s: float = 120.0,
         wait_for_ready: bool = False,
     ) -> list[str]:
-        """Adds tasks to a batch and returns their ids, in order.
+        """Adds tasks to a batch and returns their ids, in order. Project and settings are for a new batch.
 
         Many tasks go out as several calls. With a ``request_id`` of the caller's own the whole submission may
         be repeated after a failure: each part's id is derived from it.
@@ -105,7 +95,9 @@ class LabelingClient(ServiceConnection):
             request = labeling_pb2.SubmitTasksRequest(
                 request_id=base_id if part == 0 else f"{base_id}.{part}",
                 batch=batch,
-                tasks=[_task_to_proto(task) for task in tasks[start : start + MAX_TASKS_PER_CALL]],
+                tasks=[task_to_proto(task) for task in tasks[start : start + MAX_TASKS_PER_CALL]],
+                project=project,
+                batch_settings=(None if batch_settings is None else batch_settings_to_proto(batch_settings)),
             )
             answer = self.unary(
                 self._stub.SubmitTasks, request, timeout_s=timeout_s, wait_for_ready=wait_for_ready
@@ -118,6 +110,7 @@ class LabelingClient(ServiceConnection):
         labeler_id: str,
         *,
         batch: str = "",
+        project: str = "",
         max_tasks: int = 1,
         lease_s: float | None = None,
         timeout_s: float = 60.0,
@@ -127,6 +120,7 @@ class LabelingClient(ServiceConnection):
         request = labeling_pb2.LeaseTasksRequest(
             labeler_id=labeler_id,
             batch=batch,
+            project=project,
             max_tasks=max_tasks,
             lease_duration=None if lease_s is None else seconds_to_duration(lease_s),
         )
@@ -156,17 +150,39 @@ class LabelingClient(ServiceConnection):
         request = labeling_pb2.SubmitAnswersRequest(
             request_id=request_id or new_request_id(),
             labeler_id=labeler_id,
-            answers=[_answer_to_proto(answer) for answer in answers],
+            answers=[answer_to_proto(answer) for answer in answers],
         )
         answer = self.unary(
             self._stub.SubmitAnswers, request, timeout_s=timeout_s, wait_for_ready=wait_for_ready
         )
         return list(answer.comparison_ids)
 
+    def skip_tasks(
+        self,
+        labeler_id: str,
+        reasons_by_lease: Mapping[str, str],
+        *,
+        request_id: str | None = None,
+        timeout_s: float = 60.0,
+    ) -> None:
+        """Gives leased tasks back, each with a reason; the labeler does not get them again."""
+        request = labeling_pb2.SkipTasksRequest(
+            request_id=request_id or new_request_id(),
+            labeler_id=labeler_id,
+            skips=[
+                labeling_pb2.SkippedTask(lease_id=lease_id, reason=reason)
+                for lease_id, reason in reasons_by_lease.items()
+            ],
+        )
+        self.unary(self._stub.SkipTasks, request, timeout_s=timeout_s)
+
     def export_comparisons(
         self,
         *,
         batch: str = "",
+        project: str = "",
+        with_superseded: bool = False,
+        with_onboarding: bool = False,
         after_comparison_id: int = 0,
         follow: bool = False,
         timeout_s: float | None = 600.0,
@@ -174,13 +190,21 @@ class LabelingClient(ServiceConnection):
     ) -> Iterator[ComparisonRecord]:
         """Streams answers in the order in which they were recorded.
 
+        Answers that a correction has superseded, and those to training and screening items, are left out
+        unless asked for.
+
         A stream that breaks is continued after the last comparison received. ``timeout_s`` holds for each
         stream; ``follow`` without a timeout waits for further answers for ever.
         """
         cursor, breaks = after_comparison_id, 0
         while True:
             request = labeling_pb2.ExportComparisonsRequest(
-                batch=batch, after_comparison_id=cursor, follow=follow
+                batch=batch,
+                project=project,
+                with_superseded=with_superseded,
+                with_onboarding=with_onboarding,
+                after_comparison_id=cursor,
+                follow=follow,
             )
             answers = self.stream(
                 self._stub.ExportComparisons,
@@ -199,13 +223,84 @@ class LabelingClient(ServiceConnection):
                 if breaks > MAX_STREAM_BREAKS:
                     raise
 
+    def import_comparisons(
+        self,
+        records: Iterable[tuple[int, ComparisonRecord]],
+        *,
+        project: str,
+        batch: str,
+        on_refused: Callable[[RefusedRow], None] = lambda refused: None,
+        on_rows: Callable[[int], None] = lambda count: None,
+        timeout_s: float = 86_400.0,
+        wait_for_ready: bool = False,
+    ) -> ImportReport:
+        """Records answers that were given elsewhere, each with the number of its row in the source.
+
+        They go out in messages of a few hundred rows, each recorded by itself, so the memory is that of a
+        message. Importing the same rows again records nothing twice: a message is recognised by its place and
+        content. ``on_refused`` hears of rows that cannot even be sent; those that the service refuses are in
+        the report. ``on_rows`` hears how many rows have gone out.
+        """
+
+        def messages() -> Iterator[labeling_pb2.ImportComparisonsRequest]:
+            message = labeling_pb2.ImportComparisonsRequest(project=project, batch=batch)
+            num_bytes = num_sent = 0
+            for row, record in records:
+                try:
+                    comparison = comparison_to_import(record, row=row)
+                except (ValueError, TypeError) as error:
+                    on_refused(RefusedRow(row=row, reason="MALFORMED_ROW", message=str(error)))
+                    continue
+                message.comparisons.append(comparison)
+                num_bytes += comparison.ByteSize()
+                if len(message.comparisons) >= IMPORT_ROWS or num_bytes >= IMPORT_BYTES:
+                    yield _with_id(message, num_sent)
+                    num_sent += 1
+                    on_rows(len(message.comparisons))
+                    message = labeling_pb2.ImportComparisonsRequest(project=project, batch=batch)
+                    num_bytes = 0
+            if message.comparisons or num_sent == 0:
+                yield _with_id(message, num_sent)
+                on_rows(len(message.comparisons))
+
+        answer = self.upload(
+            self._stub.ImportComparisons, messages(), timeout_s=timeout_s, wait_for_ready=wait_for_ready
+        )
+        return import_report_from_proto(answer)
+
+    def create_project(
+        self, project: str, settings: ProjectSettings | None = None, *, timeout_s: float = 30.0
+    ) -> bool:
+        """Makes a project; False when it is there already, with the same settings."""
+        request = labeling_pb2.CreateProjectRequest(
+            project=project, settings=project_settings_to_proto(settings or ProjectSettings())
+        )
+        return self.unary(self._stub.CreateProject, request, timeout_s=timeout_s).created
+
+    def project_names(self, *, timeout_s: float = 30.0) -> list[str]:
+        """The names of all projects."""
+        names: list[str] = []
+        page_token = ""
+        while True:
+            request = labeling_pb2.ListProjectsRequest(page_token=page_token)
+            answer = self.unary(self._stub.ListProjects, request, timeout_s=timeout_s)
+            names.extend(project.project for project in answer.projects)
+            page_token = answer.next_page_token
+            if not page_token:
+                return names
+
+    def agreement(self, project: str, *, batch: str = "", timeout_s: float = 600.0) -> Agreement:
+        """How far the labelers of a project, or of one of its batches, agree."""
+        request = labeling_pb2.GetAgreementRequest(project=project, batch=batch)
+        return agreement_from_proto(self.unary(self._stub.GetAgreement, request, timeout_s=timeout_s))
+
     def progress(
-        self, *, batch: str = "", timeout_s: float = 30.0, wait_for_ready: bool = False
+        self, *, batch: str = "", project: str = "", timeout_s: float = 30.0, wait_for_ready: bool = False
     ) -> LabelingProgress:
-        """Counts tasks and answers of a batch, or of all."""
+        """Counts tasks and answers of a batch, of a project, or of all."""
         answer = self.unary(
             self._stub.GetProgress,
-            labeling_pb2.GetProgressRequest(batch=batch),
+            labeling_pb2.GetProgressRequest(batch=batch, project=project),
             timeout_s=timeout_s,
             wait_for_ready=wait_for_ready,
         )
@@ -218,143 +313,10 @@ class LabelingClient(ServiceConnection):
         )
 
 
-def comparison_from_proto(comparison: labeling_pb2.Comparison) -> ComparisonRecord:
-    """The answer as the record that training reads. What the message leaves unset, 0 or empty is None or the
-    record's default.
-    """
-    everyone = range(len(comparison.candidates))
-    decision = comparison.WhichOneof("decision")
-    tiers: tuple[tuple[int, ...], ...]
-    if decision == "choice":
-        best = comparison.choice.best_index
-        tiers = ((best,), tuple(index for index in everyone if index != best))
-    elif decision == "verdict":
-        tiers = ((0,),)
-    else:
-        tiers = tuple(tuple(tier.candidate_indices) for tier in comparison.ranking.tiers)
-    return ComparisonRecord(
-        document_id=comparison.document_id,
-        document=comparison.document,
-        candidates=tuple(
-            CandidateRecord(
-                text=candidate.text,
-                source=candidate.source,
-                policy_version=_version_name(candidate),
-            )
-            for candidate in comparison.candidates
-        ),
-        tiers=tiers,
-        only_best_known=decision == "choice",
-        labeler_id=comparison.labeler_id,
-        confidence=comparison.confidence or None,
-        comparison_id=str(comparison.comparison_id),
-        batch=comparison.batch,
-        verdict=comparison.verdict.affirmed if decision == "verdict" else None,
-        preference=comparison.preference or None,
-        ratings=tuple(_rating_from_proto(rating) for rating in comparison.ratings),
-        note=comparison.note,
-        shown_order=tuple(comparison.shown_order),
-        lease_time=_moment(comparison, "lease_time"),
-        answer_time=_moment(comparison, "answer_time"),
-        duration_s=_seconds(comparison, "answer_duration"),
-        project=comparison.project,
-        purpose=(
-            labeling_pb2.TaskPurpose.Name(comparison.purpose).removeprefix("TASK_PURPOSE_").lower()
-            if comparison.purpose
-            else "ordinary"
-        ),
-        round=comparison.round,
-        supersedes_comparison_id=(
-            str(comparison.supersedes_comparison_id) if comparison.supersedes_comparison_id else None
-        ),
-        is_superseded=comparison.is_superseded,
-        origin=comparison.origin,
-        task_id=comparison.task_id,
-        telemetry=_telemetry_from_proto(comparison.telemetry) if comparison.HasField("telemetry") else None,
-    )
-
-
-def _rating_from_proto(rating: labeling_pb2.Rating) -> RatingRecord:
-    return RatingRecord(
-        accuracy=rating.accuracy or None,
-        coverage=rating.coverage or None,
-        coherence=rating.coherence or None,
-        overall=rating.overall or None,
-        flags=tuple(
-            labeling_pb2.Flag.Name(flag).removeprefix("FLAG_").lower() for flag in rating.flags if flag
-        ),
-        naive_reading=rating.naive_reading,
-    )
-
-
-def _telemetry_from_proto(telemetry: labeling_pb2.Telemetry) -> TelemetryRecord:
-    return TelemetryRecord(
-        shown_time=_moment(telemetry, "shown_time"),
-        first_action_time=_moment(telemetry, "first_action_time"),
-        submit_time=_moment(telemetry, "submit_time"),
-        active_s=_seconds(telemetry, "active_duration"),
-        change_count=telemetry.change_count,
-        aids=tuple(telemetry.aids),
-        device_class=telemetry.device_class,
-        page_version=telemetry.page_version,
-        instructions_version=telemetry.instructions_version,
-    )
-
-
-def _moment(message: Message, field: str) -> str | None:
-    """A Timestamp field as ISO 8601 in UTC, to the nanosecond; None when it is absent."""
-    return getattr(message, field).ToJsonString() if message.HasField(field) else None
-
-
-def _seconds(message: Message, field: str) -> float | None:
-    return duration_to_seconds(getattr(message, field)) if message.HasField(field) else None
-
-
-def _version_name(candidate: labeling_pb2.Candidate) -> str | None:
-    if not candidate.HasField("policy_version"):
-        return None
-    return f"{candidate.policy_version.name}/{candidate.policy_version.version}"
-
-
-def _task_to_proto(task: TaskDraft) -> labeling_pb2.Task:
-    return labeling_pb2.Task(
-        document=task.document,
-        candidates=[
-            labeling_pb2.Candidate(
-                text=candidate.text,
-                source=candidate.source,
-                policy_version=(
-                    None
-                    if candidate.policy_version is None
-                    else model_version_to_proto(_version_from_name(candidate.policy_version))
-                ),
-            )
-            for candidate in task.candidates
-        ],
-        document_id=task.document_id,
-        overlap_count=task.overlap,
-    )
-
-
-def _version_from_name(name: str) -> ModelVersion:
-    family, _, number = name.rpartition("/")
-    return ModelVersion(family=family, version=int(number))
-
-
-def _answer_to_proto(answer: AnswerDraft) -> labeling_pb2.Answer:
-    if (answer.best_index is None) == (answer.tiers is None):
-        raise ValueError("an answer is either a best_index or tiers")
-    return labeling_pb2.Answer(
-        lease_id=answer.lease_id,
-        choice=None if answer.best_index is None else labeling_pb2.Choice(best_index=answer.best_index),
-        ranking=(
-            None
-            if answer.tiers is None
-            else labeling_pb2.Ranking(
-                tiers=[labeling_pb2.Tier(candidate_indices=tier) for tier in answer.tiers]
-            )
-        ),
-        confidence=answer.confidence,
-        note=answer.note,
-        answer_duration=seconds_to_duration(answer.duration_s),
-    )
+def _with_id(
+    message: labeling_pb2.ImportComparisonsRequest, number: int
+) -> labeling_pb2.ImportComparisonsRequest:
+    """The message with the id by which a repetition is recognised: its batch, its place and its content."""
+    digest = hashlib.sha256(message.SerializeToString(deterministic=True)).hexdigest()
+    message.request_id = f"{message.batch}.{number}.{digest[:32]}"
+    return message

@@ -254,14 +254,14 @@ def write_export(
     command: str,
     parameters: Mapping[str, Json],
     inputs: Sequence[InputReport] = (),
-    filters_before: Sequence[FilterReport] = (),
+    filters_before: Callable[[], Sequence[FilterReport]] = list,
     on_row: Callable[[], None] = lambda: None,
 ) -> Manifest:
     """Writes ``path``, or with a split one file per side (``rows.jsonl.gz`` gives ``rows.train.jsonl.gz``),
     and the manifest beside ``path``.
 
     All of it appears when all is written, the manifest last; on any error nothing does. ``filters_before``
-    names what was left out before the records came here.
+    is asked at the end what was left out before the records came here.
     """
     sides = [""] if options.split is None else list(options.split.shares)
     with ExitStack() as stack:
@@ -280,7 +280,7 @@ def write_export(
                 OutputReport(path=writer.path.name, sha256=writer.sha256, row_count=writer.row_count)
                 for writer in writers.values()
             ],
-            filters=[*filters_before, *export.filters()],
+            filters=[*filters_before(), *export.filters()],
         )
         for writer in writers.values():
             writer.publish()

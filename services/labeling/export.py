@@ -7,11 +7,11 @@ exported in the memory of one page.
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from andon.corpus.labeler_folds import labeler_fold
 from services.labeling.answers import Comparison
 from services.labeling.changes import Changes
 from services.labeling.errors import InvalidFieldError
@@ -35,8 +35,7 @@ class LabelerFold:
 
     def takes(self, labeler_id: str) -> bool:
         """Whether the labeler belongs to what is wanted."""
-        digest = hashlib.sha256(labeler_id.encode()).digest()
-        is_in_fold = int.from_bytes(digest[:8], "big") % self.num_folds == self.fold
+        is_in_fold = labeler_fold(labeler_id, num_folds=self.num_folds) == self.fold
         return is_in_fold is not self.complement
 
 

@@ -110,12 +110,13 @@ class LabelingServicer(labeling_grpc.LabelingServiceServicer):
         settings = project_settings_from_proto(request.settings)
         check_project_settings(settings)
         check_instructions(request.settings.instructions)
+        actor = caller().name
         created = await self._threads.write(
             lambda: self._projects.create_project(
                 request.project,
                 settings,
                 request.settings.instructions,
-                actor=caller().name,
+                actor=actor,
             )
         )
         return labeling_pb2.CreateProjectResponse(created=created)

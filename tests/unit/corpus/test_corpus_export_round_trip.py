@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from andon.api.common.v1 import model_pb2
 from andon.api.labeling.v1 import labeling_service_pb2 as pb
 from andon.cli.output import plain
-from andon.client.labeling import comparison_from_proto
+from andon.client.labeling_messages import comparison_from_proto
 from andon.corpus.export_format import comparison_from_row, row_from_comparison
 from andon.corpus.formats import comparison_reader
 from andon.corpus.records import (
