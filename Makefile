@@ -4,6 +4,7 @@ VENV := .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 BUF := node_modules/.bin/buf
+AXE := node_modules/axe-core/axe.min.js
 STAMP := $(VENV)/.installed
 SEED ?= 0
 OUT ?= demo-out
@@ -12,7 +13,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-slow lint format proto bench clean
+.PHONY: help setup demo test test-unit test-slow test-browser lint format proto bench bench-labeling clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -36,8 +37,11 @@ test: setup ## run the tests (a few minutes)
 test-unit: setup ## run only the unit tests (under two minutes)
 	$(BIN)/python -m pytest -q tests/unit
 
-test-slow: setup ## run the slow tests: crashes, resumes, small demos
+test-slow: setup ## run the slow tests: crashes, resumes, small demos, fuzzing
 	$(BIN)/python -m pytest -q -m slow
+
+test-browser: setup $(AXE) ## run the labeling site's tests in a real Chromium
+	$(BIN)/python -m pytest -q -m browser tests/browser
 
 lint: setup $(BUF) ## check style, types, dependencies, spelling, protos
 	$(BIN)/ruff check .
@@ -56,12 +60,16 @@ format: setup $(BUF) ## put code and protos into shape
 proto: setup ## generate andon/api from protos
 	./scripts/generate_stubs.sh
 
-$(BUF): package.json
-	@command -v npm > /dev/null || { echo "make lint needs npm (Debian: apt-get install npm) for buf" >&2; exit 1; }
-	@npm install --no-package-lock --silent --no-audit --no-fund && touch $(BUF)
+$(BUF) $(AXE) &: package.json
+	@command -v npm > /dev/null || { echo "this needs npm (Debian: apt-get install npm)" >&2; exit 1; }
+	@npm install --no-package-lock --silent --no-audit --no-fund && touch $(BUF) $(AXE)
 
 bench: setup ## time the work against the peers and print ratios (PEERS_PYTHON: their own environment)
 	$(BIN)/python -m benchmarks.run
+
+bench-labeling: setup ## load the labeling service with 200 labelers, import and export a million comparisons
+	$(BIN)/python -m benchmarks.labeling_load
+	$(BIN)/python -m benchmarks.labeling_volume
 
 clean: ## remove what the targets made, except the virtual environment
 	rm -rf build dist demo-out andon-home .mypy_cache .ruff_cache .pytest_cache .hypothesis
