@@ -18,6 +18,7 @@ from services.labeling.accounts import Role
 from services.labeling.database import Database
 from services.labeling.service import LabelingService, now_us
 from services.labeling.session_store import SessionStore, SessionTimes
+from services.labeling.token_store import TokenStore
 
 TIMEOUT_S = 30.0
 HOUR_US = 3_600_000_000
@@ -53,6 +54,7 @@ class SiteUnderTest:
         self.database = Database(database_url, new_seed=lambda: "unused")
         self.database.open()
         self.accounts = AccountStore(self.database, clock=now_us)
+        self.tokens = TokenStore(self.database, clock=now_us)
         self.sessions = SessionStore(
             self.database, clock=now_us, times=SessionTimes(absolute_us=HOUR_US, idle_us=HOUR_US)
         )

@@ -17,6 +17,8 @@ from services.labeling.callers import caller
 from services.labeling.errors import InvalidFieldError
 from services.labeling.messages import duration_to_us, timestamp_from_us
 from services.labeling.threads import DatabaseThreads
+from services.labeling.token_store import TokenStore
+from services.labeling.web.links import invitation_url
 
 DEFAULT_PAGE_USERS = 100
 MAX_PAGE_USERS = 1000
@@ -36,9 +38,15 @@ class AccessServicer(access_grpc.AccessServiceServicer):
     """Who may use the site and its RPCs."""
 
     def __init__(
-        self, accounts: AccountStore, *, threads: DatabaseThreads, site_url: Callable[[], str]
+        self,
+        accounts: AccountStore,
+        tokens: TokenStore,
+        *,
+        threads: DatabaseThreads,
+        site_url: Callable[[], str],
     ) -> None:
         self._accounts = accounts
+        self._tokens = tokens
         self._threads = threads
         self._site_url = site_url
 
@@ -80,7 +88,7 @@ class AccessServicer(access_grpc.AccessServiceServicer):
         lifetime_us = _lifetime_us(request.lifetime) if request.HasField("lifetime") else None
         maker = caller().name
         issued = await self._threads.write(
-            lambda: self._accounts.make_token(
+            lambda: self._tokens.make(
                 name=request.name, role=role, created_by=maker, wanted_lifetime_us=lifetime_us
             )
         )
@@ -96,9 +104,7 @@ class AccessServicer(access_grpc.AccessServiceServicer):
     ) -> access_pb2.RevokeTokensResponse:
         """End tokens."""
         actor = caller().name
-        num_revoked = await self._threads.write(
-            lambda: self._accounts.revoke_tokens(request.name, actor=actor)
-        )
+        num_revoked = await self._threads.write(lambda: self._tokens.revoke_all(request.name, actor=actor))
         _log.info("tokens_revoked", token_name=request.name, count=num_revoked)
         return access_pb2.RevokeTokensResponse(revoked_count=num_revoked)
 
@@ -135,11 +141,6 @@ class AccessServicer(access_grpc.AccessServiceServicer):
         )
         _log.info("user_updated", user=user.name, user_role=user.role.value, is_closed=user.is_closed)
         return access_pb2.UpdateUserResponse(user=_user_to_proto(user))
-
-
-def invitation_url(site_url: str, secret: str) -> str:
-    """The link that an invited person opens."""
-    return f"{site_url}/invitation/{secret}"
 
 
 def _role(number: access_pb2.Role.ValueType) -> Role:

@@ -1,7 +1,7 @@
-"""How accounts, invitations and tokens are kept: one transaction per method, each change with its record.
+"""How accounts and invitations are kept: one transaction per method, each change with its record.
 
-The rules stand in :mod:`services.labeling.accounts`; sessions and failed sign-ins are kept by
-:mod:`services.labeling.session_store`. Methods block their thread.
+The rules stand in ``accounts``; ``session_store`` keeps sessions, ``token_store`` the tokens of programs.
+Methods block their thread.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ import sqlalchemy as sa
 
 from services.labeling.accounts import (
     DEFAULT_INVITATION_US,
-    DEFAULT_TOKEN_US,
     MAX_INVITATION_US,
-    MAX_TOKEN_US,
+    PASSWORD_LINK_US,
     Role,
     User,
     check_person_role,
@@ -25,26 +24,21 @@ from services.labeling.accounts import (
     lifetime_us,
     new_secret,
 )
-from services.labeling.audit import record_act
+from services.labeling.audit import Act, newest_acts, record_act
 from services.labeling.database import Database, lock_name
 from services.labeling.errors import (
     InvitationNotFoundError,
     LastAdminError,
-    TokenNotFoundError,
     UserExistsError,
     UserNotFoundError,
 )
-from services.labeling.schema import api_tokens, invitations, sessions, users
+from services.labeling.schema import invitations, sessions, users
+from services.labeling.token_store import Issued, revoke
 
+_INVITATIONS = sa.select(invitations, users.c.create_us.label("user_us"), users.c.is_closed).outerjoin(
+    users, users.c.name == invitations.c.user_name
+)
 _ADMINS = "admins"  # the lock under which the number of open admins changes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Issued:
-    """A secret that was made; it is told once."""
-
-    secret: str
-    expire_us: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,18 +51,7 @@ class Invitation:
     created_by: str
     create_us: int
     expire_us: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Token:
-    """A program's token, without the secret."""
-
-    token_sha256: str
-    name: str
-    role: Role
-    created_by: str
-    create_us: int
-    expire_us: int
+    resets_password: bool  # it was made for an account that was there already
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,32 +79,30 @@ class AccountStore:
         if user_name:
             check_user_name(user_name)
         lifetime = lifetime_us(wanted_lifetime_us, default_us=DEFAULT_INVITATION_US, max_us=MAX_INVITATION_US)
-        token = new_secret()
 
         def work(connection: sa.Connection) -> Issued:
             if user_name and _find_user(connection, user_name) is not None:
                 raise UserExistsError(user_name)
-            now_us = self._clock()
-            expire_us = now_us + lifetime
-            connection.execute(
-                sa.insert(invitations).values(
-                    token_sha256=hash_secret(token),
-                    role=role.value,
-                    user_name=user_name,
-                    created_by=created_by,
-                    create_us=now_us,
-                    expire_us=expire_us,
-                )
+            return self._add_link(
+                connection, role=role, user_name=user_name, created_by=created_by, lifetime=lifetime
             )
-            record_act(
+
+        return self._database.write(work)
+
+    def password_link(self, user_name: str, *, created_by: str) -> Issued:
+        """Make a link with which somebody who has an account chooses a new password."""
+
+        def work(connection: sa.Connection) -> Issued:
+            user = _find_user(connection, user_name)
+            if user is None or user.is_closed:
+                raise UserNotFoundError(user_name)
+            return self._add_link(
                 connection,
-                actor=created_by,
-                action="invitation.create",
-                subject=user_name,
-                detail={"role": role.value},
-                now_us=now_us,
+                role=user.role,
+                user_name=user_name,
+                created_by=created_by,
+                lifetime=PASSWORD_LINK_US,
             )
-            return Issued(secret=token, expire_us=expire_us)
 
         return self._database.write(work)
 
@@ -130,24 +111,27 @@ class AccountStore:
 
         def work(connection: sa.Connection) -> Invitation:
             row = connection.execute(
-                sa.select(invitations).where(
+                _INVITATIONS.where(
                     invitations.c.token_sha256 == hash_secret(token), self._is_open_invitation()
                 )
             ).one_or_none()
-            if row is None:
+            if row is None or (row.user_us is not None and not _is_of_account(row)):
                 raise InvitationNotFoundError()
             return _invitation(row)
 
         return self._database.read(work)
 
     def accept_invitation(self, token: str, *, name: str, password_hash: str) -> User:
-        """Open the account. Of several who use one link at the same time, one gets it."""
+        """Open the account, or give it a new password. Of several who use one link at once, one gets it.
+
+        A link that was made for a name before somebody else took it opens nothing.
+        """
         check_user_name(name)
 
         def work(connection: sa.Connection) -> User:
             lock_name(connection, "user", name)
             now_us = self._clock()
-            used = connection.execute(
+            link = connection.execute(
                 sa.update(invitations)
                 .where(
                     invitations.c.token_sha256 == hash_secret(token),
@@ -155,14 +139,23 @@ class AccountStore:
                     sa.or_(invitations.c.user_name == "", invitations.c.user_name == name),
                 )
                 .values(used_us=now_us, used_by=name)
-                .returning(invitations.c.role)
+                .returning(invitations.c.role, invitations.c.user_name, invitations.c.create_us)
             ).one_or_none()
-            if used is None:
+            if link is None:
                 raise InvitationNotFoundError()
-            if _find_user(connection, name) is not None:
+            user = _find_user(connection, name)
+            if user is None:
+                user = User(name=name, role=Role(link.role), is_closed=False, create_us=now_us)
+                _add_user(connection, user, password_hash=password_hash)
+            elif link.user_name == name and link.create_us > user.create_us and not user.is_closed:
+                connection.execute(
+                    sa.update(users).where(users.c.name == name).values(password_hash=password_hash)
+                )
+                connection.execute(sa.delete(sessions).where(sessions.c.user_name == name))
+            elif link.user_name:
+                raise InvitationNotFoundError()
+            else:
                 raise UserExistsError(name)
-            user = User(name=name, role=Role(used.role), is_closed=False, create_us=now_us)
-            _add_user(connection, user, password_hash=password_hash)
             record_act(
                 connection,
                 actor=name,
@@ -178,8 +171,7 @@ class AccountStore:
     def open_invitations(self, *, limit: int = 200) -> list[Invitation]:
         """Links that can still be used, newest first."""
         query = (
-            sa.select(invitations)
-            .where(self._is_open_invitation())
+            _INVITATIONS.where(self._is_open_invitation())
             .order_by(invitations.c.create_us.desc(), invitations.c.token_sha256)
             .limit(limit)
         )
@@ -209,87 +201,6 @@ class AccountStore:
 
         self._database.write(work)
 
-    # Tokens
-
-    def make_token(
-        self, *, name: str, role: Role, created_by: str, wanted_lifetime_us: int | None = None
-    ) -> Issued:
-        """Make a token for a program."""
-        check_user_name(name)
-        lifetime = lifetime_us(wanted_lifetime_us, default_us=DEFAULT_TOKEN_US, max_us=MAX_TOKEN_US)
-        token = new_secret()
-
-        def work(connection: sa.Connection) -> Issued:
-            now_us = self._clock()
-            connection.execute(
-                sa.insert(api_tokens).values(
-                    token_sha256=hash_secret(token),
-                    name=name,
-                    role=role.value,
-                    created_by=created_by,
-                    create_us=now_us,
-                    expire_us=now_us + lifetime,
-                )
-            )
-            record_act(
-                connection,
-                actor=created_by,
-                action="token.create",
-                subject=name,
-                detail={"role": role.value},
-                now_us=now_us,
-            )
-            return Issued(secret=token, expire_us=now_us + lifetime)
-
-        return self._database.write(work)
-
-    def find_token(self, token_sha256: str) -> Token | None:
-        """The token of this hash while it is good and its account, where there is one, is open."""
-
-        def work(connection: sa.Connection) -> Token | None:
-            row = connection.execute(
-                sa.select(api_tokens)
-                .outerjoin(users, users.c.name == api_tokens.c.name)
-                .where(
-                    api_tokens.c.token_sha256 == token_sha256,
-                    self._is_good_token(),
-                    sa.func.coalesce(users.c.is_closed, sa.false()).is_(sa.false()),
-                )
-            ).one_or_none()
-            return None if row is None else _token(row)
-
-        return self._database.read(work)
-
-    def good_tokens(self, *, limit: int = 500) -> list[Token]:
-        """Tokens that are still good, newest first."""
-        query = (
-            sa.select(api_tokens)
-            .where(self._is_good_token())
-            .order_by(api_tokens.c.create_us.desc(), api_tokens.c.token_sha256)
-            .limit(limit)
-        )
-        return self._database.read(lambda connection: [_token(row) for row in connection.execute(query)])
-
-    def revoke_tokens(self, name: str, *, actor: str) -> int:
-        """End all tokens of this name and say how many; raises TOKEN_NOT_FOUND where there are none."""
-
-        def work(connection: sa.Connection) -> int:
-            now_us = self._clock()
-            num_revoked = self._revoke(connection, name, now_us=now_us)
-            if num_revoked == 0:
-                raise TokenNotFoundError(name)
-            record_act(
-                connection,
-                actor=actor,
-                action="token.revoke",
-                subject=name,
-                detail={"count": num_revoked},
-                now_us=now_us,
-            )
-            return num_revoked
-
-        return self._database.write(work)
-
     # Accounts
 
     def find_user(self, name: str) -> User | None:
@@ -311,6 +222,22 @@ class AccountStore:
         """Keep a new hash of the same password."""
         query = sa.update(users).where(users.c.name == name).values(password_hash=password_hash)
         self._database.write(lambda connection: connection.execute(query))
+
+    def change_password(self, name: str, password_hash: str) -> None:
+        """Keep another password and end all sessions under the old one."""
+
+        def work(connection: sa.Connection) -> None:
+            connection.execute(
+                sa.update(users).where(users.c.name == name).values(password_hash=password_hash)
+            )
+            connection.execute(sa.delete(sessions).where(sessions.c.user_name == name))
+            record_act(connection, actor=name, action="user.password", subject=name, now_us=self._clock())
+
+        self._database.write(work)
+
+    def newest_acts(self, *, limit: int) -> list[Act]:
+        """What was changed last, newest first."""
+        return self._database.read(lambda connection: newest_acts(connection, limit=limit))
 
     def list_users(self, *, after: str = "", limit: int) -> list[User]:
         """Accounts in the order of their names, from the first one after ``after``."""
@@ -364,7 +291,7 @@ class AccountStore:
             )
             if after.is_closed and not before.is_closed:
                 connection.execute(sa.delete(sessions).where(sessions.c.user_name == name))
-                self._revoke(connection, name, now_us=now_us)
+                revoke(connection, name, now_us=now_us)
             record_act(
                 connection,
                 actor=actor,
@@ -377,20 +304,32 @@ class AccountStore:
 
         return self._database.write(work)
 
+    def _add_link(
+        self, connection: sa.Connection, *, role: Role, user_name: str, created_by: str, lifetime: int
+    ) -> Issued:
+        token, now_us = new_secret(), self._clock()
+        connection.execute(
+            sa.insert(invitations).values(
+                token_sha256=hash_secret(token),
+                role=role.value,
+                user_name=user_name,
+                created_by=created_by,
+                create_us=now_us,
+                expire_us=now_us + lifetime,
+            )
+        )
+        record_act(
+            connection,
+            actor=created_by,
+            action="invitation.create",
+            subject=user_name,
+            detail={"role": role.value},
+            now_us=now_us,
+        )
+        return Issued(secret=token, expire_us=now_us + lifetime)
+
     def _is_open_invitation(self) -> sa.ColumnElement[bool]:
         return sa.and_(invitations.c.used_us.is_(None), invitations.c.expire_us > self._clock())
-
-    def _is_good_token(self) -> sa.ColumnElement[bool]:
-        return sa.and_(api_tokens.c.revoke_us.is_(None), api_tokens.c.expire_us > self._clock())
-
-    def _revoke(self, connection: sa.Connection, name: str, *, now_us: int) -> int:
-        ended = connection.execute(
-            sa.update(api_tokens)
-            .where(api_tokens.c.name == name, self._is_good_token())
-            .values(revoke_us=now_us)
-            .returning(api_tokens.c.token_sha256)
-        )
-        return len(ended.all())
 
 
 def _find_user(connection: sa.Connection, name: str) -> User | None:
@@ -422,15 +361,10 @@ def _invitation(row: sa.Row[Any]) -> Invitation:
         created_by=row.created_by,
         create_us=row.create_us,
         expire_us=row.expire_us,
+        resets_password=row.user_us is not None,
     )
 
 
-def _token(row: sa.Row[Any]) -> Token:
-    return Token(
-        token_sha256=row.token_sha256,
-        name=row.name,
-        role=Role(row.role),
-        created_by=row.created_by,
-        create_us=row.create_us,
-        expire_us=row.expire_us,
-    )
+def _is_of_account(row: sa.Row[Any]) -> bool:
+    """Whether the link was made for the account that has its name now."""
+    return bool(row.create_us > row.user_us and not row.is_closed)

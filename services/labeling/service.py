@@ -41,6 +41,7 @@ from services.labeling.session_store import SessionStore, SessionTimes
 from services.labeling.store import LabelingStore
 from services.labeling.threads import DatabaseThreads
 from services.labeling.token_holders import TokensInDatabase, TokensInFile
+from services.labeling.token_store import TokenStore
 from services.labeling.web.app import build_app
 from services.labeling.web.metrics import SiteMetrics
 from services.labeling.web.server import WebServer
@@ -105,12 +106,13 @@ class LabelingService:
         )
 
         accounts = AccountStore(self._database, clock=clock)
+        tokens = TokenStore(self._database, clock=clock)
         self._tokens_file = None if config.tokens_file is None else TokensInFile(config.tokens_file)
         self._access_policy = AccessPolicy(
             authenticator=RecentCallers(
                 FirstOf(
                     *([] if self._tokens_file is None else [self._tokens_file]),
-                    TokensInDatabase(accounts, self._threads),
+                    TokensInDatabase(tokens, self._threads),
                 ),
                 lifetime_s=_CALLER_LIFETIME_S,
                 max_entries=_MAX_REMEMBERED_CALLERS,
@@ -119,7 +121,7 @@ class LabelingService:
             roles_by_method=ROLES_BY_METHOD,
         )
         self._web = WebServer(config)
-        self._access = AccessServicer(accounts, threads=self._threads, site_url=lambda: self._web.url)
+        self._access = AccessServicer(accounts, tokens, threads=self._threads, site_url=lambda: self._web.url)
         self._passwords = Passwords()
         self._site = Site(
             config=config,
@@ -129,6 +131,7 @@ class LabelingService:
             labeling=labeling_store,
             cord=self._cord_store,
             accounts=accounts,
+            tokens=tokens,
             sessions=SessionStore(
                 self._database,
                 clock=clock,
@@ -143,6 +146,7 @@ class LabelingService:
             metrics=self._metrics,
             site_metrics=SiteMetrics(registry),
             templates=Templates(),
+            site_url=lambda: self._web.url,
             is_secure=config.is_site_secure,
         )
 

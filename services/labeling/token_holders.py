@@ -17,10 +17,10 @@ import yaml
 
 from andon.errors import FailedPreconditionError
 from andon.rpc.auth import Caller, hash_token
-from services.labeling.account_store import AccountStore
 from services.labeling.accounts import Role, check_user_name
 from services.labeling.errors import InvalidFieldError
 from services.labeling.threads import DatabaseThreads
+from services.labeling.token_store import TokenStore
 
 MIN_TOKEN_CHARS = 16
 
@@ -32,13 +32,13 @@ _log = structlog.stdlib.get_logger(__name__)
 class TokensInDatabase:
     """Tokens that ``andon label token`` and the site have made."""
 
-    def __init__(self, accounts: AccountStore, threads: DatabaseThreads) -> None:
-        self._accounts = accounts
+    def __init__(self, tokens: TokenStore, threads: DatabaseThreads) -> None:
+        self._tokens = tokens
         self._threads = threads
 
     async def caller_of(self, token_sha256: str) -> Caller | None:
         """The holder, while the token is good and its account is open."""
-        found = await self._threads.read(lambda: self._accounts.find_token(token_sha256))
+        found = await self._threads.read(lambda: self._tokens.find(token_sha256))
         return None if found is None else Caller(name=found.name, role=found.role)
 
 

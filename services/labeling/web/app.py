@@ -24,7 +24,16 @@ from starlette.types import ASGIApp
 from andon.errors import AndonError
 from services.labeling.accounts import ROLES_OF_PEOPLE
 from services.labeling.session_store import Session
-from services.labeling.web import pages_access, pages_cord
+from services.labeling.web import (
+    pages_access,
+    pages_account,
+    pages_admission,
+    pages_cord,
+    pages_history,
+    pages_inbox,
+    pages_people,
+    pages_work,
+)
 from services.labeling.web.call import Call
 from services.labeling.web.forms import FORM_MEDIA_TYPE, Form, parse_form
 from services.labeling.web.pages import Page, PageTable, Public
@@ -39,9 +48,15 @@ from services.labeling.web.security import (
 from services.labeling.web.session import Cookies, is_same_token, sign_in_path
 from services.labeling.web.site import MenuEntry, Site
 
-# The order is that of the header's menu; a role's first entry is where it begins.
+# The order is that of the header's menu, so daily work stands first; a role's first entry is its home.
 PAGE_TABLES: tuple[PageTable, ...] = (
     pages_access.table,
+    pages_work.table,
+    pages_admission.table,
+    pages_history.table,
+    pages_inbox.table,
+    pages_people.table,
+    pages_account.table,
     pages_cord.table,
 )
 

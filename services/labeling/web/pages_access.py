@@ -21,7 +21,7 @@ from services.labeling.web.session import MAX_NEXT_CHARS, local_path
 table = PageTable()
 
 # Longer than a password may be, so that one that is too long is refused as such.
-_READ_PASSWORD_CHARS = 4 * MAX_PASSWORD_CHARS
+READ_PASSWORD_CHARS = 4 * MAX_PASSWORD_CHARS
 
 
 @table.get("/", roles=ALL_PEOPLE)
@@ -42,8 +42,8 @@ async def show_sign_in(call: Call) -> Response:
 @table.post("/sign-in", roles=PUBLIC)
 async def sign_in(call: Call) -> Response:
     """Compare name and password, and begin a session."""
-    name = call.form.text("name", max_chars=_READ_PASSWORD_CHARS)
-    password = call.form.secret("password", max_chars=_READ_PASSWORD_CHARS)
+    name = call.form.text("name", max_chars=READ_PASSWORD_CHARS)
+    password = call.form.secret("password", max_chars=READ_PASSWORD_CHARS)
     target = local_path(call.form.text("next", max_chars=MAX_NEXT_CHARS))
     site, address = call.site, call.client_address
     try:
@@ -102,9 +102,9 @@ async def accept_invitation(call: Call) -> Response:
     try:
         name = invitation.user_name or call.form.text("name", max_chars=MAX_NAME_CHARS)
         check_user_name(name)
-        password = call.form.secret("password", max_chars=_READ_PASSWORD_CHARS)
+        password = call.form.secret("password", max_chars=READ_PASSWORD_CHARS)
         check_new_password(password, name=name)
-        if password != call.form.secret("password_again", max_chars=_READ_PASSWORD_CHARS):
+        if password != call.form.secret("password_again", max_chars=READ_PASSWORD_CHARS):
             raise InvalidFieldError("is not the same password", reason="INVALID_FORM", field="password_again")
         password_hash = await site.passwords.hash(password)
         await call.write(

@@ -18,9 +18,11 @@ from services.labeling.cord_store import CordStore
 from services.labeling.database import Database
 from services.labeling.metrics import LabelingMetrics
 from services.labeling.passwords import Passwords
+from services.labeling.quality_reports import QualityReports
 from services.labeling.session_store import SessionStore
 from services.labeling.store import LabelingStore
 from services.labeling.threads import DatabaseThreads
+from services.labeling.token_store import TokenStore
 from services.labeling.web.metrics import SiteMetrics
 from services.labeling.web.templating import Templates
 
@@ -47,6 +49,7 @@ class Site:
     labeling: LabelingStore
     cord: CordStore
     accounts: AccountStore
+    tokens: TokenStore
     sessions: SessionStore
     passwords: Passwords
     answers_recorded: Changes  # announce() after an answer was written
@@ -54,12 +57,17 @@ class Site:
     metrics: LabelingMetrics
     site_metrics: SiteMetrics
     templates: Templates
+    site_url: Callable[[], str]  # for links that leave the site; known once it is served
     is_secure: bool  # browsers come over https, here or at a proxy
     menu: list[MenuEntry] = field(default_factory=list)
     home_pages: Mapping[Role, str] = field(default_factory=dict)  # the first menu entry of each role
+    quality_reports: QualityReports = field(init=False)
     _cord_event: CordEvent | None = None
     _cord_count: int = -1  # of cord_changes, when it was read
     _cord_read_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.quality_reports = QualityReports(self.database, self.threads)
 
     async def last_cord_event(self) -> CordEvent | None:
         """The cord as it was at most a second ago; at once after a change in this process."""

@@ -57,6 +57,10 @@ const andon = {
       if (first) first.focus();
     });
   }
+  // What is shown once is selected at a touch, ready to be copied.
+  document.addEventListener("focusin", (event) => {
+    if (event.target.matches("input[data-select]")) event.target.select();
+  });
   // A form that asks before it acts says so.
   document.addEventListener("submit", (event) => {
     const question = event.target.dataset.confirm;
