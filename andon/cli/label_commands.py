@@ -19,7 +19,7 @@ from andon.cli.options import HomeOption, LabelingTarget, PolicyTarget
 from andon.cli.output import JsonFlag, messages, plain, print_json, print_table, results
 from andon.cli.simulated_labelers import label_batch, opinions_for
 from andon.cli.tokens import find_token
-from andon.client.labeling import LabelingClient, TaskDraft
+from andon.client.labeling import BatchSettings, LabelingClient, TaskDraft
 from andon.client.policy import PolicyClient, SamplingParameters
 from andon.corpus.loaders import load_documents
 from andon.corpus.records import CandidateRecord, DocumentRecord
@@ -32,6 +32,14 @@ label_exchange_commands.register(app)
 PROMPTS_PER_CALL = 64
 
 BatchOption = Annotated[str, typer.Option("--batch", help="The batch the tasks belong to.")]
+
+
+class PurposeOption(StrEnum):
+    """What the answers to sampled tasks are for; others come with the right answer, from --tasks."""
+
+    ORDINARY = "ordinary"
+    CALIBRATION = "calibration"
+    DRIFT = "drift"
 
 
 class AnswerModeOption(StrEnum):
@@ -64,6 +72,25 @@ def submit(
     project: Annotated[
         str, typer.Option("--project", help="The project of a new batch; `default` when left out.")
     ] = "",
+    purpose: Annotated[
+        PurposeOption,
+        typer.Option("--purpose", help="Of the tasks of --data: data, for everybody, or to see drift."),
+    ] = PurposeOption.ORDINARY,
+    mode: Annotated[
+        str, typer.Option("--mode", help="Of a new batch: offline, batched or online.")
+    ] = "batched",
+    calibration_share: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Of a new batch: share from the calibration pool.")
+    ] = 0.0,
+    drift_share: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Of a new batch: share of supervised against reference.")
+    ] = 0.0,
+    gold_share: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Of a new batch: share whose right answer is known.")
+    ] = 0.0,
+    repeat_share: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Of a new batch: share that a labeler answered before.")
+    ] = 0.0,
     labeling_target: LabelingTarget = None,
     policy_target: PolicyTarget = None,
     home: HomeOption = None,
@@ -82,9 +109,27 @@ def submit(
             temperature=temperature,
         )
         with PolicyClient(find_target("policy", policy_target, home=home)) as policy:
-            drafts = sampled_tasks(policy, documents, parameters, overlap, with_reference=with_reference)
+            drafts = sampled_tasks(
+                policy,
+                documents,
+                parameters,
+                overlap,
+                with_reference=with_reference,
+                purpose=purpose.value,
+            )
     with _client(labeling_target, home) as client:
-        task_ids = client.submit_tasks(drafts, batch=batch, project=project)
+        task_ids = client.submit_tasks(
+            drafts,
+            batch=batch,
+            project=project,
+            batch_settings=BatchSettings(
+                mode=mode,
+                calibration_share=calibration_share,
+                drift_share=drift_share,
+                gold_share=gold_share,
+                repeat_share=repeat_share,
+            ),
+        )
     if as_json:
         print_json({"batch": batch, "task_ids": task_ids})
     else:
@@ -185,8 +230,11 @@ def sampled_tasks(
     overlap: int,
     *,
     with_reference: bool,
+    purpose: str = "ordinary",
 ) -> list[TaskDraft]:
     """One task per document, with the policy's samples as candidates."""
+    # A model that was only fine-tuned is what drift is measured by.
+    source = "supervised" if purpose == "drift" else "policy"
     drafts: list[TaskDraft] = []
     with _bar("sampling", len(documents)) as (progress, bar):
         for start in range(0, len(documents), PROMPTS_PER_CALL):
@@ -194,7 +242,7 @@ def sampled_tasks(
             answer = policy.sample([record.document for record in part], parameters)
             for record, result in zip(part, answer.results, strict=True):
                 texts = [
-                    CandidateRecord(text=drawn.text, source="policy", policy_version=str(drawn.model))
+                    CandidateRecord(text=drawn.text, source=source, policy_version=str(drawn.model))
                     for drawn in result.samples
                     if is_showable(drawn.text)
                 ]
@@ -207,6 +255,7 @@ def sampled_tasks(
                             candidates=tuple(texts),
                             document_id=record.document_id,
                             overlap=overlap,
+                            purpose=purpose,
                         )
                     )
             progress.advance(bar, len(part))
