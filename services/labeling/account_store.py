@@ -7,7 +7,7 @@ Methods block their thread.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -29,9 +29,11 @@ from services.labeling.database import Database, lock_name
 from services.labeling.errors import (
     InvitationNotFoundError,
     LastAdminError,
+    SignInRefusedError,
     UserExistsError,
     UserNotFoundError,
 )
+from services.labeling.identities import Identity
 from services.labeling.schema import invitations, sessions, users
 from services.labeling.token_store import Issued, revoke
 
@@ -239,6 +241,28 @@ class AccountStore:
         """What was changed last, newest first."""
         return self._database.read(lambda connection: newest_acts(connection, limit=limit))
 
+    def account_of(self, identity: Identity) -> User:
+        """The account of somebody whom a provider vouches for, made or given its present role now.
+
+        A name that others have is never theirs: the account gets another one. Raises SIGN_IN_REFUSED for a
+        closed account. The last admin stays one.
+        """
+
+        def work(connection: sa.Connection) -> User:
+            lock_name(connection, "subject", identity.issuer, identity.subject)
+            row = connection.execute(
+                sa.select(users.c.name).where(
+                    users.c.oidc_issuer == identity.issuer, users.c.oidc_subject == identity.subject
+                )
+            ).one_or_none()
+            return (
+                self._open_account(connection, identity)
+                if row is None
+                else self._renew_role(connection, row.name, identity.role)
+            )
+
+        return self._database.write(work)
+
     def list_users(self, *, after: str = "", limit: int) -> list[User]:
         """Accounts in the order of their names, from the first one after ``after``."""
         query = sa.select(users).where(users.c.name > after).order_by(users.c.name).limit(limit)
@@ -270,19 +294,12 @@ class AccountStore:
             )
             if after == before:
                 return before
-            stays_admin = after.role is Role.ADMIN and not after.is_closed
-            if before.role is Role.ADMIN and not before.is_closed and not stays_admin:
-                others = connection.execute(
-                    sa.select(sa.func.count())
-                    .select_from(users)
-                    .where(
-                        users.c.role == Role.ADMIN.value,
-                        users.c.is_closed.is_(sa.false()),
-                        users.c.name != name,
-                    )
-                ).scalar_one()
-                if others == 0:
-                    raise LastAdminError(name)
+            if (
+                _is_open_admin(before)
+                and not _is_open_admin(after)
+                and not _has_other_admin(connection, name)
+            ):
+                raise LastAdminError(name)
             now_us = self._clock()
             connection.execute(
                 sa.update(users)
@@ -303,6 +320,44 @@ class AccountStore:
             return after
 
         return self._database.write(work)
+
+    def _open_account(self, connection: sa.Connection, identity: Identity) -> User:
+        now_us = self._clock()
+        suffix = hash_secret("\n".join((identity.issuer, identity.subject)))[:12]
+        name = identity.wanted_name
+        if name:
+            lock_name(connection, "user", name)
+        if not name or _find_user(connection, name) is not None:
+            name = f"{name or 'user'}-{suffix}"
+        user = User(name=name, role=identity.role, is_closed=False, create_us=now_us)
+        _add_user(connection, user, password_hash=None, identity=identity)
+        record_act(
+            connection,
+            actor=name,
+            action="user.open",
+            subject=name,
+            detail={"role": user.role.value, "issuer": identity.issuer},
+            now_us=now_us,
+        )
+        return user
+
+    def _renew_role(self, connection: sa.Connection, name: str, role: Role) -> User:
+        lock_name(connection, _ADMINS)
+        user = _find_user(connection, name)
+        if user is None or user.is_closed:
+            raise SignInRefusedError()
+        if user.role is role or (user.role is Role.ADMIN and not _has_other_admin(connection, name)):
+            return user
+        connection.execute(sa.update(users).where(users.c.name == name).values(role=role.value))
+        record_act(
+            connection,
+            actor=name,
+            action="user.update",
+            subject=name,
+            detail={"role": role.value, "is_closed": False},
+            now_us=self._clock(),
+        )
+        return replace(user, role=role)
 
     def _add_link(
         self, connection: sa.Connection, *, role: Role, user_name: str, created_by: str, lifetime: int
@@ -337,12 +392,28 @@ def _find_user(connection: sa.Connection, name: str) -> User | None:
     return None if row is None else _user(row)
 
 
-def _add_user(connection: sa.Connection, user: User, *, password_hash: str | None) -> None:
+def _is_open_admin(user: User) -> bool:
+    return user.role is Role.ADMIN and not user.is_closed
+
+
+def _has_other_admin(connection: sa.Connection, name: str) -> bool:
+    query = sa.select(users.c.name).where(
+        users.c.role == Role.ADMIN.value, users.c.is_closed.is_(sa.false()), users.c.name != name
+    )
+    return connection.execute(query.limit(1)).first() is not None
+
+
+def _add_user(
+    connection: sa.Connection, user: User, *, password_hash: str | None, identity: Identity | None = None
+) -> None:
     connection.execute(
         sa.insert(users).values(
             name=user.name,
             role=user.role.value,
             password_hash=password_hash,
+            oidc_issuer=None if identity is None else identity.issuer,
+            oidc_subject=None if identity is None else identity.subject,
+            email=None if identity is None else identity.email,
             is_closed=user.is_closed,
             create_us=user.create_us,
         )

@@ -33,6 +33,7 @@ from services.labeling.database import Database
 from services.labeling.import_store import ImportStore
 from services.labeling.limits import Clock
 from services.labeling.metrics import LabelingMetrics
+from services.labeling.oidc import OidcProvider
 from services.labeling.passwords import Passwords
 from services.labeling.project_store import ProjectStore
 from services.labeling.quality_store import QualityStore
@@ -123,6 +124,7 @@ class LabelingService:
         self._web = WebServer(config)
         self._access = AccessServicer(accounts, tokens, threads=self._threads, site_url=lambda: self._web.url)
         self._passwords = Passwords()
+        self._oidc = None if config.oidc_issuer is None else OidcProvider(config)
         self._site = Site(
             config=config,
             clock=clock,
@@ -147,6 +149,7 @@ class LabelingService:
             site_metrics=SiteMetrics(registry),
             templates=Templates(),
             site_url=lambda: self._web.url,
+            oidc=self._oidc,
             is_secure=config.is_site_secure,
         )
 
@@ -196,4 +199,6 @@ class LabelingService:
         """Finish writes and close the database."""
         await self._threads.close()
         self._passwords.close()
+        if self._oidc is not None:
+            await self._oidc.close()
         self._database.close()

@@ -283,7 +283,7 @@ def test_the_public_pages_are_these_and_no_others() -> None:
         ("POST", "/sign-in"),
         ("GET", "/invitation/{token}"),
         ("POST", "/invitation/{token}"),
-        ("POST", "/sign-in/oidc"),
+        ("GET", "/sign-in/oidc"),
         ("GET", "/sign-in/oidc/callback"),
     }
 

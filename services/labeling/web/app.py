@@ -28,10 +28,18 @@ from services.labeling.web import (
     pages_access,
     pages_account,
     pages_admission,
+    pages_batches,
     pages_cord,
+    pages_exchange,
     pages_history,
     pages_inbox,
+    pages_items,
+    pages_labelers,
+    pages_oidc,
+    pages_onboarding,
     pages_people,
+    pages_projects,
+    pages_quality,
     pages_work,
 )
 from services.labeling.web.call import Call
@@ -51,6 +59,14 @@ from services.labeling.web.site import MenuEntry, Site
 # The order is that of the header's menu, so daily work stands first; a role's first entry is its home.
 PAGE_TABLES: tuple[PageTable, ...] = (
     pages_access.table,
+    pages_oidc.table,
+    pages_projects.table,
+    pages_batches.table,
+    pages_onboarding.table,
+    pages_quality.table,
+    pages_items.table,
+    pages_labelers.table,
+    pages_exchange.table,
     pages_work.table,
     pages_admission.table,
     pages_history.table,

@@ -17,6 +17,7 @@ from services.labeling.cord import CordEvent
 from services.labeling.cord_store import CordStore
 from services.labeling.database import Database
 from services.labeling.metrics import LabelingMetrics
+from services.labeling.oidc import OidcProvider
 from services.labeling.passwords import Passwords
 from services.labeling.quality_reports import QualityReports
 from services.labeling.session_store import SessionStore
@@ -58,6 +59,7 @@ class Site:
     site_metrics: SiteMetrics
     templates: Templates
     site_url: Callable[[], str]  # for links that leave the site; known once it is served
+    oidc: OidcProvider | None  # where people may sign in instead
     is_secure: bool  # browsers come over https, here or at a proxy
     menu: list[MenuEntry] = field(default_factory=list)
     home_pages: Mapping[Role, str] = field(default_factory=dict)  # the first menu entry of each role
