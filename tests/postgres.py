@@ -134,6 +134,11 @@ class PostgresServer:
         self._log.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
+    @property
+    def pid(self) -> int:
+        """Of the first of its processes."""
+        return self._process.pid
+
     def new_database(self) -> str:
         """Make a database and give its SQLAlchemy URL."""
         name = f"andon_{uuid.uuid4().hex}"

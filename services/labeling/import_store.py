@@ -16,7 +16,14 @@ from services.labeling.project_store import ensure_batch, project_named
 from services.labeling.projects import BatchMode, BatchSettings
 from services.labeling.quality.records import Purpose
 from services.labeling.requests import RepeatableRequest, recall, remember
-from services.labeling.rows import Row, candidate_row, decision_columns, ratings_to_json
+from services.labeling.rows import (
+    Row,
+    candidate_row,
+    decision_columns,
+    insert_rows,
+    is_one_of,
+    ratings_to_json,
+)
 from services.labeling.schema import candidates, comparisons, tasks
 
 
@@ -49,8 +56,8 @@ class ImportStore:
                 now_us=now_us,
             )
             lock_name(connection, "import", batch)  # two imports would make the same task twice
-            task_ids, num_new = self._tasks_of(connection, owner.batch_id, rows, now_us=now_us)
-            rounds = _rounds_so_far(connection, set(task_ids))
+            task_ids, made = self._tasks_of(connection, owner.batch_id, rows, now_us=now_us)
+            rounds = _rounds_so_far(connection, set(task_ids) - made)
             values: list[Row] = []
             ids = take_numbers(connection, "comparison", len(rows))
             for comparison_id, task_id, row in zip(ids, task_ids, rows, strict=True):
@@ -61,33 +68,35 @@ class ImportStore:
                     )
                 )
                 rounds[key] += 1
-            if values:
-                connection.execute(sa.insert(comparisons), values)
+            insert_rows(connection, comparisons, values)
             remember(connection, request, len(values), now_us=now_us)
-            return ImportTally(num_recorded=len(values), num_tasks=num_new)
+            return ImportTally(num_recorded=len(values), num_tasks=len(made))
 
         return self._database.write(work)
 
     def _tasks_of(
         self, connection: sa.Connection, batch_id: int, rows: Sequence[ImportRow], *, now_us: int
-    ) -> tuple[list[int], int]:
-        """The task of each row, made where there is none, and how many were made."""
+    ) -> tuple[list[int], set[int]]:
+        """The task of each row, made where there is none, and those that were made."""
         contents = [row.content_sha256 for row in rows]
         found: dict[str, int] = {
             row.content_sha256: row.id
             for row in connection.execute(
                 sa.select(tasks.c.content_sha256, tasks.c.id).where(
-                    tasks.c.batch_id == batch_id, tasks.c.content_sha256.in_(sorted(set(contents)))
+                    tasks.c.batch_id == batch_id,
+                    is_one_of(connection, tasks.c.content_sha256, sorted(set(contents))),
                 )
             )
         }
         new = {content: row for content, row in zip(contents, rows, strict=True) if content not in found}
+        made: dict[str, int] = {}
         if new:
             numbers = take_numbers(connection, "task", len(new))
             draws = Draws(seed=self._database.seed)
             made = dict(zip(new, numbers, strict=True))
-            connection.execute(
-                sa.insert(tasks),
+            insert_rows(
+                connection,
+                tasks,
                 [
                     {
                         "id": made[content],
@@ -106,8 +115,9 @@ class ImportStore:
                     for content, row in new.items()
                 ],
             )
-            connection.execute(
-                sa.insert(candidates),
+            insert_rows(
+                connection,
+                candidates,
                 [
                     candidate_row(made[content], position, candidate)
                     for content, row in new.items()
@@ -115,14 +125,16 @@ class ImportStore:
                 ],
             )
             found.update(made)
-        return [found[content] for content in contents], len(new)
+        return [found[content] for content in contents], set(made.values())
 
 
 def _rounds_so_far(connection: sa.Connection, task_ids: set[int]) -> Counter[tuple[int, str]]:
     """How often each labeler has answered each of the tasks."""
+    if not task_ids:
+        return Counter()
     query = (
         sa.select(comparisons.c.task_id, comparisons.c.labeler_id, sa.func.max(comparisons.c.round))
-        .where(comparisons.c.task_id.in_(sorted(task_ids)))
+        .where(is_one_of(connection, comparisons.c.task_id, sorted(task_ids)))
         .group_by(comparisons.c.task_id, comparisons.c.labeler_id)
     )
     return Counter(
