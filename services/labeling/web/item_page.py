@@ -135,7 +135,7 @@ def kind_of(kind: TaskKind, num_candidates: int) -> str:
     """Which form an item has."""
     if kind is TaskKind.COMPARE:
         return "pair" if num_candidates == PAIR else "rank"
-    return kind.value
+    return str(kind.value)
 
 
 def slots_of(

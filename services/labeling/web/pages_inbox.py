@@ -61,6 +61,9 @@ async def _item(call: Call, desk: Desk) -> Item:
     item = await call.read(lambda: desk.items.item(call.path("item"), desk.labeler_id))
     if item.purpose in ONBOARDING_PURPOSES and not item.is_answered:
         raise PageError(404)  # nobody helps with an item of the onboarding
+    project = await call.read(lambda: desk.projects.project(item.project))
+    if needs_reading(project, item):
+        raise PageError(404)  # the thread shows the document, which is to be read later
     return item
 
 
@@ -74,8 +77,7 @@ async def _thread_page(call: Call, desk: Desk, item: Item, *, problem: str = "")
         status=400 if problem else 200,
         project=project,
         item=item.lease_id,
-        # An item that is read without its document first must not show it here.
-        document="" if needs_reading(project, item) else item.document,
+        document=item.document,
         may_open=item.is_answered and item.purpose not in ONBOARDING_PURPOSES,
         messages=messages,
         errors={"text": problem} if problem else {},
