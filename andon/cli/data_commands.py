@@ -133,11 +133,11 @@ def split(
 
 
 def _show(manifest: Manifest, path: Path, *, as_json: bool) -> None:
+    for report in manifest.inputs:
+        _warn_of_refused(report)
     if as_json:
         print_json(manifest)
         return
-    for report in manifest.inputs:
-        _warn_of_refused(report)
     if manifest.filters:
         print_table(
             None,

@@ -135,13 +135,13 @@ class RefusalTally:
 
     def __init__(self) -> None:
         self.count = 0
-        self._by_reason: Counter[str] = Counter()
+        self.by_reason: Counter[str] = Counter()
         self._examples: list[Mapping[str, Json]] = []
 
     def refused(self, row: int, reason: str) -> None:
         """A row, by its number, could not be read for this reason (a word)."""
         self.count += 1
-        self._by_reason[reason] += 1
+        self.by_reason[reason] += 1
         if len(self._examples) < MAX_EXAMPLES:
             self._examples.append({"row": row, "reason": reason})
 
@@ -152,7 +152,7 @@ class RefusalTally:
             sha256=sha256,
             row_count=row_count,
             refused_count=self.count,
-            refused_by_reason=dict(sorted(self._by_reason.items())),
+            refused_by_reason=dict(sorted(self.by_reason.items())),
             refused_examples=tuple(self._examples),
         )
 

@@ -14,7 +14,12 @@ from enum import StrEnum
 from hashlib import sha256
 from pathlib import Path
 
-from andon.corpus.errors import MalformedRowError, RowError, SourceNotFoundError
+from andon.corpus.errors import (
+    MalformedRowError,
+    RowError,
+    SourceNotFoundError,
+    UnknownFormatError,
+)
 from andon.corpus.filters import FilterChain, FilterSettings
 from andon.corpus.json_lines import RowReader, RowWriter
 from andon.corpus.manifest import (
@@ -173,6 +178,11 @@ class _Reading:
                 if self._strict:
                     raise MalformedRowError(str(self._path), number, str(error)) from error
                 self._refused.refused(number, error.reason)
+        if self._refused.count == self._reader.row_count > 0:
+            reasons = ", ".join(self._refused.by_reason)
+            raise UnknownFormatError(
+                str(self._path), "rows of documents or comparisons", f"none that can be read ({reasons})"
+            )
 
     def report(self) -> InputReport:
         return self._refused.report(

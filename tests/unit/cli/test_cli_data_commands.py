@@ -103,6 +103,7 @@ def test_what_is_wrong_is_one_line_and_an_exit_code(tmp_path: Path) -> None:
         (("filter", source, out, "--tokenizer", tmp_path), 1, "DATA_SOURCE_NOT_FOUND"),
         (("filter", source, tmp_path / "no" / "folder.jsonl"), 2, "FILE"),
         (("filter", cut, out), 2, "DATA_FORMAT_UNKNOWN"),
+        (("filter", write(tmp_path / "odd.jsonl", {"x": 1}), out), 2, "DATA_FORMAT_UNKNOWN"),
         (("split", source, tmp_path / "s", "--train", 0.5), 2, "INVALID_SPLIT"),
         (("split", source, tmp_path / "s", "--by", "user"), 2, "USER_KEY"),
         (("split", source, tmp_path / "s", "--by", "document", "--user-key", "u"), 2, "USER_KEY"),

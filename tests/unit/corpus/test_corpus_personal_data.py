@@ -159,7 +159,7 @@ def test_hostile_texts_take_no_long_time() -> None:
 
 
 def test_false_alarms_on_real_texts(shared_dir: Path) -> None:
-    """All findings in 21 million characters of abstracts, stories and questions, read by a person: one is
+    """All findings in 30 million characters of abstracts, stories and questions, read by a person: one is
     wrong.
     """
     data = shared_dir / "data"
