@@ -207,7 +207,7 @@ class _PersonalData:
             return row
         for kind, count in found.items():
             self.tally.noticed(kind, count)
-        # An id that is a mail address must not come into the manifest.
+        # An id that is personal data itself must not come into the manifest.
         name = f"row {row.number}" if self._finder.find(row.row_id) else row.row_id
         if self._mode is PersonalDataMode.REMOVE:
             self.tally.removed(name)

@@ -94,5 +94,6 @@ def _own_id(row: Row) -> str:
     for key in ("id", "document_id", "item_id", "comparison_id"):
         value = row.get(key)
         if value is not None and value != "":
-            return row_values.identifier(value, key)[:MAX_ID_CHARS]
+            own_id = row_values.identifier(value, key)[:MAX_ID_CHARS]
+            return "" if "@" in own_id else own_id  # a mail address must not come into a manifest
     return ""
