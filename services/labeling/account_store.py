@@ -21,6 +21,7 @@ from services.labeling.accounts import (
     check_person_role,
     check_user_name,
     hash_secret,
+    is_user_name,
     lifetime_us,
     new_secret,
 )
@@ -93,6 +94,8 @@ class AccountStore:
 
     def password_link(self, user_name: str, *, created_by: str) -> Issued:
         """Make a link with which somebody who has an account chooses a new password."""
+        if not is_user_name(user_name):
+            raise UserNotFoundError(user_name)
 
         def work(connection: sa.Connection) -> Issued:
             user = _find_user(connection, user_name)
@@ -211,6 +214,8 @@ class AccountStore:
 
     def find_credentials(self, name: str) -> Credentials | None:
         """What a sign-in under this name is compared with; None where there is no open account."""
+        if not is_user_name(name):
+            return None
 
         def work(connection: sa.Connection) -> Credentials | None:
             row = connection.execute(
@@ -280,6 +285,8 @@ class AccountStore:
         """
         if role is not None:
             check_person_role(role)
+        if not is_user_name(name):
+            raise UserNotFoundError(name)
 
         def work(connection: sa.Connection) -> User:
             lock_name(connection, _ADMINS)

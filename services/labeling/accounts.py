@@ -112,6 +112,15 @@ def check_user_name(name: str) -> None:
         ) from None
 
 
+def is_user_name(name: str) -> bool:
+    """Whether there can be an account of this name; not every text can even be looked up."""
+    try:
+        check_labeler(name)
+    except InvalidFieldError:
+        return False
+    return True
+
+
 def normal_password(password: str) -> str:
     """The password in the one form that is hashed, however the keyboard composed its letters."""
     return unicodedata.normalize("NFKC", password)

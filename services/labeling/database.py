@@ -210,10 +210,12 @@ def _prepare(connection: sa.Connection, new_seed: Callable[[], str]) -> str:
 
 
 def _create_engine(url: str, *, lock_wait_s: float) -> sa.Engine:
+    # Parameters are hidden from errors, and so from logs: they are people's texts and hashes of secrets.
     parsed = parse_url(url)
     if parsed.get_backend_name() != "sqlite":
         return sa.create_engine(
             parsed,
+            hide_parameters=True,
             pool_size=_POOL_SIZE,
             max_overflow=_POOL_SIZE,
             pool_pre_ping=True,
@@ -222,7 +224,9 @@ def _create_engine(url: str, *, lock_wait_s: float) -> sa.Engine:
         )
     Path(parsed.database or "").parent.mkdir(parents=True, exist_ok=True)
     # autocommit leaves BEGIN to us, see _begin_sqlite.
-    engine = sa.create_engine(parsed, connect_args={"timeout": lock_wait_s, "isolation_level": None})
+    engine = sa.create_engine(
+        parsed, hide_parameters=True, connect_args={"timeout": lock_wait_s, "isolation_level": None}
+    )
     sa.event.listen(engine, "connect", _set_up_sqlite)
     sa.event.listen(engine, "begin", _begin_sqlite)
     return engine

@@ -34,6 +34,7 @@ _MAX_ANSWER_BYTES = 1_000_000
 _METADATA_LIFETIME_S = 3600.0
 _KEYS_AGAIN_AFTER_S = 60.0  # an unknown key id asks for the keys at most so often
 _MIGHT = (Role.LABELER, Role.RESEARCHER, Role.ADMIN)  # from least to most
+_EMAIL = re.compile(r"[^\s\x00-\x1f]{1,320}")
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._@-]+")
 
 # What a provider answers: JSON objects of any shape.
@@ -118,7 +119,7 @@ class OidcProvider:
             issuer=self._issuer,
             subject=str(claims["sub"]),
             wanted_name=name_of(claims, self._config.oidc_name_claim),
-            email=email if isinstance(email, str) and len(email) <= 320 else None,
+            email=email if isinstance(email, str) and _EMAIL.fullmatch(email) else None,
             role=role,
         )
 

@@ -13,6 +13,7 @@ from services.labeling.accounts import (
     Role,
     check_user_name,
     hash_secret,
+    is_user_name,
     lifetime_us,
     new_secret,
 )
@@ -111,6 +112,8 @@ class TokenStore:
 
     def revoke_all(self, name: str, *, actor: str) -> int:
         """End all tokens of this name and say how many; raises TOKEN_NOT_FOUND where there are none."""
+        if not is_user_name(name):
+            raise TokenNotFoundError(name)
 
         def work(connection: sa.Connection) -> int:
             now_us = self._clock()
