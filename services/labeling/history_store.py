@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from services.labeling.audit import record_act
 from services.labeling.database import Database
 from services.labeling.limits import Clock
-from services.labeling.project_store import project_named
+from services.labeling.project_store import ProjectRecord, project_named
 from services.labeling.schema import audit_events, batches, instruction_readings, instructions
 
 
@@ -119,10 +119,34 @@ class HistoryStore:
                 )
                 .order_by(audit_events.c.id.desc())
             )
-            rows = connection.execute(query).all()
-            return _with_differences(rows)[:limit]
+            found = _with_differences(connection.execute(query).all())
+            found += _as_changes(connection, owner)
+            return sorted(found, key=lambda change: change.event_us, reverse=True)[:limit]
 
         return self._database.read(work)
+
+
+def _as_changes(connection: sa.Connection, project: ProjectRecord) -> list[Change]:
+    """Versions of the instructions, which have their own table."""
+    query = sa.select(
+        instructions.c.version,
+        instructions.c.author,
+        instructions.c.create_us,
+        sa.func.length(instructions.c.text).label("chars"),
+    ).where(instructions.c.project_id == project.project_id)
+    return [
+        Change(
+            actor=row.author,
+            action="instructions.write",
+            subject=project.name,
+            differences=(
+                Difference(name="version", before="", after=str(row.version)),
+                Difference(name="characters", before="", after=str(row.chars)),
+            ),
+            event_us=row.create_us,
+        )
+        for row in connection.execute(query)
+    ]
 
 
 def _with_differences(newest_first: Sequence[sa.Row[Any]]) -> list[Change]:

@@ -22,6 +22,20 @@ from services.labeling.web.settings_forms import (
 table = PageTable()
 
 _MAX_STATE_CHARS = 64
+_ACTION_WORDS = {
+    "project.create": "made the project",
+    "project.update": "changed the settings",
+    "project.export": "exported",
+    "instructions.write": "wrote instructions",
+    "batch.create": "made a batch",
+    "batch.update": "changed a batch's rules",
+    "batch.add_tasks": "added tasks",
+    "batch.import": "imported answers",
+    "labeler.admit": "admitted",
+    "labeler.refuse": "refused",
+    "item.reveal": "looked before judging",
+    "flag.seen": "dealt with a flag",
+}
 
 
 @table.get("/projects", roles=RESEARCHERS, menu="Projects")
@@ -135,7 +149,9 @@ async def show_changes(call: Call) -> Response:
     """Who did what in the project."""
     project = await project_of(call)
     changes = await call.read(lambda: desk_of(call).history.changes(project.name))
-    return await render_in_project(call, "researcher_changes.html", project, "changes", changes=changes)
+    return await render_in_project(
+        call, "researcher_changes.html", project, "changes", changes=changes, action_words=_ACTION_WORDS
+    )
 
 
 async def _settings_page(

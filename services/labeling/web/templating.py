@@ -16,6 +16,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from services.labeling.web.figures import FILTERS
+
 _FOLDER = Path(__file__).parent
 _MEDIA_TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
 
@@ -51,6 +53,7 @@ class Templates:
         self._environment.globals["csrf_field"] = _csrf_field
         self._environment.globals["field_error"] = _field_error
         self._environment.filters["when"] = when
+        self._environment.filters.update(FILTERS)
 
     def render(self, template: str, /, **values: Any) -> str:  # Any: whatever the template shows
         """Draw a template. A name that it uses and nobody gave is a defect and raises."""

@@ -20,6 +20,8 @@
     };
     setTimeout(refresh, everyMs);
   }
+  const here = document.querySelector(".project-menu [aria-current]");
+  if (here) here.parentElement.scrollLeft = here.offsetLeft - (here.parentElement.clientWidth - here.offsetWidth) / 2;
   for (const row of document.querySelectorAll("[data-fills]")) {
     const field = document.getElementById(row.dataset.fills);
     row.hidden = false;
