@@ -105,7 +105,7 @@ class LabelerStore:
         }
 
         def work(connection: sa.Connection) -> list[ProjectOverview]:
-            with_batches = set(connection.execute(sa.select(batches.c.project_id.distinct())).scalars())
+            with_batches = set(connection.execute(sa.select(batches.c.project_id).distinct()).scalars())
             own = _answers_by_project(connection, labeler_id)
             return [
                 ProjectOverview(
