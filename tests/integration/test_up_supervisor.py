@@ -20,13 +20,14 @@ from andon.errors import FailedPreconditionError, UnavailableError
 
 SERVICE_PROGRAM = textwrap.dedent(
     """
-    import signal, sys, threading
+    import os, signal, sys, threading
     from concurrent.futures import ThreadPoolExecutor
     import grpc
     from grpc_health.v1 import health, health_pb2_grpc
 
     flags = dict(zip(sys.argv[2::2], sys.argv[3::2]))
     print("flags", sys.argv[1], flags, flush=True)
+    print("token", os.environ.get("ANDON_TRAINER_LABELING_TOKEN"), flush=True)
     if flags.get("--break") == "yes":
         print('{"event": "start_failed", "error": "no room"}', flush=True)
         sys.exit(1)
@@ -92,6 +93,26 @@ def test_all_services_come_up_with_their_addresses_and_go_down_drained(make: Sta
     for service in SERVICES:
         assert supervisor.log_path(service).read_text().endswith("drained\n")
         assert check_health(supervisor.targets[service], timeout_s=1) is Health.UNREACHABLE
+
+
+def test_each_home_has_tokens_and_only_the_trainer_is_told_one(make: Start) -> None:
+    supervisor = make()
+    supervisor.start()
+    told = {service: supervisor.log_path(service).read_text() for service in SERVICES}
+    assert f"token {supervisor.tokens.service}\n" in told["trainer"]
+    assert str(supervisor.home / "tokens.json") in told["labeling"]
+    assert f"'--web-port': '{supervisor.ports['labeling'].web}'" in told["labeling"]
+    for service in SERVICES:
+        assert supervisor.tokens.admin not in told[service]
+        assert ("token None" in told[service]) == (service != "trainer")
+        # On a command line everybody on the machine could read it.
+        flags = told[service].splitlines()[0]
+        assert supervisor.tokens.service not in flags
+    first = supervisor.tokens
+    supervisor.stop()
+    again = make()
+    again.start()
+    assert again.tokens == first
 
 
 def test_a_killed_service_is_started_again_on_its_port(make: Start) -> None:
