@@ -6,8 +6,10 @@ What may be asked and what it means is decided in ``projects``, ``tasks``, ``ass
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
 import grpc.aio
 
@@ -60,6 +62,7 @@ from services.labeling.projects import (
 )
 from services.labeling.quality.report import agreement_report
 from services.labeling.quality_store import QualityStore
+from services.labeling.requests import RepeatableRequest
 from services.labeling.store import LabelingStore, SkipDraft
 from services.labeling.tasks import check_submission
 from services.labeling.threads import DatabaseThreads
@@ -280,14 +283,26 @@ class LabelingServicer(labeling_grpc.LabelingServiceServicer):
         """Record answers that were given elsewhere, message by message."""
         tally = ImportTally()
         project = batch = ""
-        async for request in request_iterator:
-            check_request_id(request.request_id)
-            if not batch:
-                project, batch = request.project, request.batch
-                check_project_name(project)
-                check_batch(batch)
-                await self._threads.read(functools.partial(self._imports.check_project, project))
-            tally += await self._import(request, project=project, batch=batch)
+        recording: asyncio.Task[ImportTally] | None = None
+        try:
+            async for request in request_iterator:
+                check_request_id(request.request_id)
+                if not batch:
+                    project, batch = request.project, request.batch
+                    check_project_name(project)
+                    check_batch(batch)
+                    await self._threads.read(functools.partial(self._imports.check_project, project))
+                # In a thread of its own: a message of a thousand rows would hold up all other calls. The next
+                # message is read while the last one is recorded, in their order.
+                read = await asyncio.to_thread(_read_import, request, max_text_chars=self._max_text_chars)
+                if recording is not None:
+                    tally += await recording
+                recording = asyncio.create_task(self._record_import(read, project=project, batch=batch))
+            if recording is not None:
+                tally += await recording
+        finally:
+            if recording is not None:  # what came before a message that is refused stays recorded
+                await asyncio.gather(recording, return_exceptions=True)
         if not batch:
             raise InvalidFieldError("at least one is needed", reason="EMPTY_REQUEST", field="comparisons")
         return import_tally_to_proto(tally)
@@ -334,33 +349,15 @@ class LabelingServicer(labeling_grpc.LabelingServiceServicer):
             labeler_majority=estimate_to_proto(report.shares.labeler_majority),
         )
 
-    async def _import(
-        self, request: labeling_pb2.ImportComparisonsRequest, *, project: str, batch: str
-    ) -> ImportTally:
-        if len(request.comparisons) > MAX_ROWS_PER_MESSAGE:
-            raise InvalidFieldError(
-                f"{len(request.comparisons):,}; at most {MAX_ROWS_PER_MESSAGE:,} in a message",
-                reason="TOO_MANY_ANSWERS",
-                field="comparisons",
-            )
-        rows: list[ImportRow] = []
-        unreadable: list[Refusal] = []
-        for message in request.comparisons:
-            try:
-                rows.append(import_row_from_proto(message))
-            except InvalidFieldError as error:
-                unreadable.append(Refusal(row=message.row, reason=error.reason, message=error.message))
-        kept, refused = check_rows(rows, max_text_chars=self._max_text_chars)
-        refused += ImportTally(num_refused=len(unreadable), refused=tuple(unreadable))
-        if not kept:
-            return refused
-        origin = repeatable("ImportComparisons", request.request_id, request)
+    async def _record_import(self, read: _ReadImport, *, project: str, batch: str) -> ImportTally:
+        if not read.kept:
+            return read.refused
         recorded = await self._threads.write(
-            lambda: self._imports.record(origin, kept, project=project, batch=batch),
+            lambda: self._imports.record(read.origin, read.kept, project=project, batch=batch),
             then=self._answers_recorded.announce,
         )
         self._metrics.answers_imported.inc(recorded.num_recorded)
-        return refused + recorded
+        return read.refused + recorded
 
     async def _project_to_proto(self, project: ProjectRecord) -> labeling_pb2.Project:
         batches = await self._threads.read(lambda: self._projects.batches(project.name))
@@ -379,6 +376,37 @@ class LabelingServicer(labeling_grpc.LabelingServiceServicer):
                 )
             )
         return message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ReadImport:
+    """A message of an import, ready to be recorded."""
+
+    origin: RepeatableRequest
+    kept: list[ImportRow]
+    refused: ImportTally
+
+
+def _read_import(request: labeling_pb2.ImportComparisonsRequest, *, max_text_chars: int) -> _ReadImport:
+    if len(request.comparisons) > MAX_ROWS_PER_MESSAGE:
+        raise InvalidFieldError(
+            f"{len(request.comparisons):,}; at most {MAX_ROWS_PER_MESSAGE:,} in a message",
+            reason="TOO_MANY_ANSWERS",
+            field="comparisons",
+        )
+    rows: list[ImportRow] = []
+    unreadable: list[Refusal] = []
+    for message in request.comparisons:
+        try:
+            rows.append(import_row_from_proto(message))
+        except InvalidFieldError as error:
+            unreadable.append(Refusal(row=message.row, reason=error.reason, message=error.message))
+    kept, refused = check_rows(rows, max_text_chars=max_text_chars)
+    return _ReadImport(
+        origin=repeatable("ImportComparisons", request.request_id, request),
+        kept=kept,
+        refused=refused + ImportTally(num_refused=len(unreadable), refused=tuple(unreadable)),
+    )
 
 
 def check_skips(skipped: list[SkipDraft]) -> None:
