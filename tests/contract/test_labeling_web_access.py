@@ -592,4 +592,4 @@ def test_a_double_click_pulls_once(start_site: StartSite) -> None:
     fields = {"csrf": lara.csrf_of("/cord"), "reason": "it rambles", "nonce": "n1"}
     for _ in range(2):
         assert lara.post("/cord/pull", data=fields).status_code == 303
-    assert lara.get("/cord").text.count("<td>pulled</td>") == 1
+    assert lara.get("/cord").text.count("<strong>Pulled</strong>") == 1
