@@ -297,7 +297,7 @@ def _last_attempt(connection: sa.Connection, project: ProjectRecord, labeler_id:
 
 def _answers_by_project(connection: sa.Connection, labeler_id: str) -> dict[int, int]:
     rows = connection.execute(
-        sa.select(batches.c.project_id, sa.func.count())
+        sa.select(batches.c.project_id, sa.func.count().label("num_answers"))
         .select_from(leases)
         .join(tasks, tasks.c.id == leases.c.task_id)
         .join(batches, batches.c.id == tasks.c.batch_id)
@@ -308,7 +308,7 @@ def _answers_by_project(connection: sa.Connection, labeler_id: str) -> dict[int,
         )
         .group_by(batches.c.project_id)
     )
-    return dict(rows.tuples().all())
+    return {row.project_id: row.num_answers for row in rows}
 
 
 def _answered(labeler_id: str, project: str) -> sa.Subquery:

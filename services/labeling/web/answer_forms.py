@@ -8,14 +8,13 @@ rules over plain values; the limits of an answer itself are those of :mod:`servi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from services.labeling.answers import (
     AXES,
     INDIFFERENT,
-    MAX_AIDS,
     MAX_NAIVE_READING_CHARS,
     MAX_PREFERENCE,
     MAX_RATING,
@@ -46,6 +45,10 @@ _MAX_ACTIVE_MS = 86_400_000
 _MAX_CHANGES = 1_000_000
 _MAX_VERSION = 2**31 - 1
 _PAGE_VERSION_CHARS = 16
+
+_MAX_SENT_CHARS = 2_000_000  # a body is no longer
+
+T = TypeVar("T")
 
 _SCALE = ("far better", "much better", "better", "slightly better")
 
@@ -100,6 +103,14 @@ class AnswerFields:
         return bool(self.slots) and all(slot.reading for slot in self.slots)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadFields:
+    """A form as it was sent."""
+
+    fields: AnswerFields
+    problems: Mapping[str, str]  # by field
+
+
 def marks(*, no_indifference: bool) -> list[Mark]:
     """The marks of the scale, from A to B."""
     toward_a = [Mark(value=index + 1, words=f"A {words}", degree=words) for index, words in enumerate(_SCALE)]
@@ -111,15 +122,17 @@ def marks(*, no_indifference: bool) -> list[Mark]:
     return [*toward_a, *middle, *reversed(toward_b)]
 
 
-def read_fields(form: Form, *, num_candidates: int) -> AnswerFields:
-    """Read a form, finished or not. Raises InvalidFieldError for what no page of ours would send."""
-    return AnswerFields(
-        preference=form.integer("preference", minimum=1, maximum=MAX_PREFERENCE),
-        slots=tuple(_read_slot(form, letter, num_candidates) for letter in LETTERS[:num_candidates]),
-        note=form.text("note", max_chars=MAX_NOTE_CHARS),
-        text=form.text("text", max_chars=MAX_DEMONSTRATION_CHARS) if "text" in form else None,
-        measures=_read_measures(form),
+def read_fields(form: Form, *, num_candidates: int) -> ReadFields:
+    """Read a form, finished or not. What no page of ours sends becomes a problem; the rest stands."""
+    reader = _Reader(form)
+    fields = AnswerFields(
+        preference=reader.integer("preference", minimum=1, maximum=MAX_PREFERENCE),
+        slots=tuple(_read_slot(reader, letter, num_candidates) for letter in LETTERS[:num_candidates]),
+        note=reader.text("note", max_chars=MAX_NOTE_CHARS),
+        text=reader.text("text", max_chars=MAX_DEMONSTRATION_CHARS) if "text" in form else None,
+        measures=_read_measures(reader),
     )
+    return ReadFields(fields=fields, problems=reader.problems)
 
 
 def fields_to_json(fields: AnswerFields) -> dict[str, Any]:  # Any: whatever JSON holds
@@ -303,38 +316,72 @@ def join_words(words: list[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
-def _read_slot(form: Form, letter: str, num_candidates: int) -> SlotFields:
-    axes = {axis: form.integer(f"{axis}_{letter}", minimum=1, maximum=MAX_RATING) for axis in AXES}
-    sent = form.texts(f"flag_{letter}", max_chars=40, max_count=len(Flag))
-    flags = [flag.value for flag in Flag if flag.value in sent]
-    if len(flags) != len(sent):
-        raise InvalidFieldError("choose of those offered", reason="INVALID_CHOICE", field=f"flag_{letter}")
+class _Reader:
+    """Reads on after a fault, so that one bad field does not cost somebody the others."""
+
+    def __init__(self, form: Form) -> None:
+        self._form = form
+        self.problems: dict[str, str] = {}
+
+    def integer(self, name: str, *, minimum: int, maximum: int) -> int | None:
+        return self._read(lambda: self._form.integer(name, minimum=minimum, maximum=maximum), None)
+
+    def text(self, name: str, *, max_chars: int) -> str:
+        return self._read(lambda: self._form.text(name, max_chars=max_chars), "") or self._long(name)
+
+    def choice(self, name: str, allowed: Sequence[str]) -> str:
+        return self._read(lambda: self._form.choice(name, allowed), "")
+
+    def several(self, name: str, allowed: Sequence[str], *, separator: str = "") -> tuple[str, ...]:
+        """Some of the allowed words, in their order; with a separator, from one field."""
+
+        def read() -> tuple[str, ...]:
+            if separator:
+                sent = [word for word in self._form.text(name, max_chars=500).split(separator) if word]
+            else:
+                sent = self._form.texts(name, max_chars=40, max_count=len(allowed))
+            if len(set(sent)) != len(sent) or not set(sent) <= set(allowed):
+                raise InvalidFieldError("choose of those offered", reason="INVALID_CHOICE", field=name)
+            return tuple(word for word in allowed if word in sent)
+
+        return self._read(read, ())
+
+    def _read(self, read: Callable[[], T], default: T) -> T:
+        try:
+            return read()
+        except InvalidFieldError as error:
+            self.problems[error.field] = error.problem
+            return default
+
+    def _long(self, name: str) -> str:
+        """A text that is too long, for the page that says so."""
+        return self._read(lambda: self._form.text(name, max_chars=_MAX_SENT_CHARS), "")
+
+
+def _read_slot(reader: _Reader, letter: str, num_candidates: int) -> SlotFields:
+    axes = {axis: reader.integer(f"{axis}_{letter}", minimum=1, maximum=MAX_RATING) for axis in AXES}
     return SlotFields(
-        rank=form.integer(f"rank_{letter}", minimum=1, maximum=num_candidates),
+        rank=reader.integer(f"rank_{letter}", minimum=1, maximum=num_candidates),
         axes={axis: value for axis, value in axes.items() if value is not None},
-        flags=tuple(flags),
-        reading=form.text(f"reading_{letter}", max_chars=MAX_NAIVE_READING_CHARS),
+        flags=reader.several(f"flag_{letter}", [flag.value for flag in Flag]),
+        reading=reader.text(f"reading_{letter}", max_chars=MAX_NAIVE_READING_CHARS),
     )
 
 
-def _read_measures(form: Form) -> Measures:
-    def moment(name: str, maximum: int = _MAX_MOMENT_MS) -> int | None:
-        return form.integer(name, minimum=0, maximum=maximum)
+def _read_measures(reader: _Reader) -> Measures:
+    def count(name: str, maximum: int = _MAX_MOMENT_MS) -> int | None:
+        return reader.integer(name, minimum=0, maximum=maximum)
 
-    aids = [aid for aid in form.text("aids", max_chars=500).split(",") if aid]
-    if len(aids) > MAX_AIDS or not set(aids) <= set(AIDS):
-        raise InvalidFieldError("unknown", reason="INVALID_CHOICE", field="aids")
-    page = form.text("page", max_chars=_PAGE_VERSION_CHARS)
     return Measures(
-        shown_ms=moment("shown_ms"),
-        first_ms=moment("first_ms"),
-        submitted_ms=moment("submitted_ms"),
-        active_ms=moment("active_ms", _MAX_ACTIVE_MS),
-        changes=form.integer("changes", minimum=0, maximum=_MAX_CHANGES) or 0,
-        aids=tuple(aid for aid in AIDS if aid in aids),
-        device=form.choice("device", DEVICES),
-        page=page,
-        instructions=form.integer("instructions", minimum=0, maximum=_MAX_VERSION) or 0,
+        shown_ms=count("shown_ms"),
+        first_ms=count("first_ms"),
+        submitted_ms=count("submitted_ms"),
+        active_ms=count("active_ms", _MAX_ACTIVE_MS),
+        changes=count("changes", _MAX_CHANGES) or 0,
+        aids=reader.several("aids", AIDS, separator=","),
+        device=reader.choice("device", DEVICES),
+        page=reader.text("page", max_chars=_PAGE_VERSION_CHARS),
+        instructions=count("instructions", _MAX_VERSION) or 0,
     )
 
 

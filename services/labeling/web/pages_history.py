@@ -110,10 +110,11 @@ async def correct(call: Call) -> Response:
     desk = desk_of(call)
     opened = await _open(call, desk, await _item(call, desk))
     nonce = read_nonce(call)
-    fields = opened.fields
+    read = read_fields(call.form, num_candidates=len(opened.item.candidates))
+    fields, problems = read.fields, read.problems
     try:
-        fields = read_fields(call.form, num_candidates=len(opened.item.candidates))
-        problems = await _record(call, desk, opened, fields, nonce)
+        if not problems:
+            problems = await _record(call, desk, opened, fields, nonce)
     except InvalidFieldError as error:
         problems = {error.field: error.problem}
     except (AnswerSupersededError, RequestIdReusedError):

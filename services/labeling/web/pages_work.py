@@ -74,11 +74,12 @@ async def show_next(call: Call) -> Response:
 async def keep_readings(call: Call) -> Response:
     """Keep what the candidates say by themselves; then the document is shown."""
     desk, item = await posted_item(call)
-    fields = _read_fields(call, item)
+    read = read_fields(call.form, num_candidates=len(item.candidates))
+    fields = read.fields
     project = await call.read(lambda: desk.projects.project(item.project))
     if not needs_reading(project, item):
         return await after_form(call)
-    problems = missing_readings(fields)
+    problems = read.problems or missing_readings(fields)
     if problems:
         return await _item_again(call, desk, item, fields, problems)
     # The boxes of the first step are empty from now on: the readings stand.
@@ -93,9 +94,11 @@ async def keep_readings(call: Call) -> Response:
 async def keep_draft(call: Call) -> Response:
     """Keep a half-finished answer for a reload or another device."""
     desk, item = await posted_item(call)
-    fields = _read_fields(call, item)
+    read = read_fields(call.form, num_candidates=len(item.candidates))
+    for name, problem in read.problems.items():
+        raise InvalidFieldError(problem, reason="INVALID_FORM", field=name)
     revision = call.form.integer("revision", minimum=0, maximum=_MAX_REVISION) or 0
-    content = {"readings": list(kept_readings(item)), "fields": fields_to_json(fields)}
+    content = {"readings": list(kept_readings(item)), "fields": fields_to_json(read.fields)}
     draft = Draft(content=content, revision=revision)
     is_kept = await call.write(lambda: desk.items.save_draft(item.lease_id, desk.labeler_id, draft))
     return call.answer_json({"kept": is_kept})
@@ -106,13 +109,12 @@ async def answer(call: Call) -> Response:
     """Record an answer and go on."""
     desk, item = await posted_item(call)
     nonce = read_nonce(call)
-    fields: AnswerFields | None = None
+    read = read_fields(call.form, num_candidates=len(item.candidates))
+    fields, problems = read.fields, read.problems
     try:
-        fields = _read_fields(call, item)
-        if item.kind is TaskKind.COMPARE:
-            problems = await _record_comparison(call, desk, item, fields, nonce)
-        else:
-            problems = await _record_text(call, desk, item, fields, nonce)
+        if not problems:
+            record = _record_comparison if item.kind is TaskKind.COMPARE else _record_text
+            problems = await record(call, desk, item, fields, nonce)
     except InvalidFieldError as error:
         problems = {error.field: error.problem}
     except LeaseExpiredError:
@@ -132,7 +134,7 @@ async def answer(call: Call) -> Response:
             may_correct=item.purpose not in ONBOARDING_PURPOSES,
         )
     if problems:
-        return await _item_again(call, desk, item, fields or kept_fields(item), problems)
+        return await _item_again(call, desk, item, fields, problems)
     if item.purpose is Purpose.TRAINING:
         return call.redirect(f"/work/{item.project}/feedback/{item.lease_id}")
     return await after_form(call)
@@ -235,10 +237,6 @@ async def _item_page(
     )
 
 
-def _read_fields(call: Call, item: Item) -> AnswerFields:
-    return read_fields(call.form, num_candidates=len(item.candidates))
-
-
 def _read_reason(call: Call) -> str:
     choice = call.form.choice("reason", ("", *SKIP_REASONS))
     words = call.form.text("reason_words", max_chars=MAX_NOTE_CHARS // 2)
@@ -288,11 +286,9 @@ async def _record_text(
     return {}
 
 
-def _said(item: Item, fields: AnswerFields | None) -> str:
+def _said(item: Item, fields: AnswerFields) -> str:
     """What a comparison that came too late said, in words."""
-    if fields is None or item.kind is not TaskKind.COMPARE:
-        return ""
-    return words_of_answer(fields)
+    return words_of_answer(fields) if item.kind is TaskKind.COMPARE else ""
 
 
 def _revision(item: Item) -> int:

@@ -135,12 +135,12 @@ class Desk:
 
     def correct_comparison(self, answer_id: int, answer: AnswerDraft, *, nonce: str) -> None:
         """Record an answer in place of an earlier one."""
-        request = self._request("correct", nonce, [answer_id, *_content_of(answer)])
+        request = self._request("correct", nonce, _content_of(answer))
         _twice(lambda: self.items.correct(request, self.labeler_id, answer_id, answer))
 
     def correct_text(self, answer_id: int, draft: DemonstrationDraft, *, nonce: str) -> None:
         """Record a text in place of an earlier one."""
-        request = self._request("rewrite", nonce, [answer_id, draft.text, draft.note])
+        request = self._request("rewrite", nonce, [draft.lease_id, draft.text, draft.note])
         _twice(lambda: self.texts.rewrite(request, self.labeler_id, answer_id, draft))
 
     def skip(self, item: Item, reason: str, *, nonce: str) -> bool:

@@ -104,7 +104,7 @@
     paint(post, text, found, "mark", "");
     item.use("look_up");
     item.status(found.length ? `${found.length} ${found.length === 1 ? "place" : "places"} in the post` : "Not in the post in these words");
-    const pane = post.closest(".post");
+    const pane = post.closest(".post-pane");
     const first = post.querySelector("mark");
     if (first && pane.scrollHeight > pane.clientHeight) pane.scrollTop += first.getBoundingClientRect().top - pane.getBoundingClientRect().top - pane.clientHeight / 3;
   }

@@ -91,7 +91,9 @@
     if (response.status !== 400) item.form = null; // nothing of it is to be kept any more
     swap(text, response.redirected ? response.url : response.headers.get("X-Andon-Path") || window.location.href);
     const progress = document.querySelector("[data-progress]");
-    andon.say(response.ok ? `Recorded. ${progress ? `Next item. ${progress.textContent}` : document.title}` : document.title);
+    const heading = document.querySelector("main h1");
+    const where = progress ? `Next item. ${progress.textContent}` : heading ? heading.textContent : "";
+    andon.say(response.ok ? `Recorded. ${where}` : where);
     return undefined;
   }
 
