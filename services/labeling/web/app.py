@@ -49,7 +49,6 @@ from services.labeling.web.problems import TITLES, PageError, page_error_of
 from services.labeling.web.security import (
     BodyLimit,
     SecurityHeaders,
-    check_body_announced,
     check_host,
     check_origin,
 )
@@ -253,7 +252,6 @@ class _Dispatcher:
 
 
 async def _read_form(request: Request) -> Form:
-    check_body_announced(request)
     try:
         async with asyncio.timeout(_BODY_TIMEOUT_S):
             body = await request.body()

@@ -37,6 +37,8 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 
+_DISCARDED_LIMITS = 4  # a body that is larger than so many times the limit is cut off
+
 
 class SecurityHeaders:
     """Adds the headers to every answer; what sets no caching of its own is not stored anywhere."""
@@ -65,7 +67,11 @@ class SecurityHeaders:
 
 
 class BodyLimit:
-    """Ends a request whose body is too large, before or while it arrives."""
+    """Ends a request whose body is too large. Nothing over the limit is kept in memory.
+
+    A little more is still taken from the wire and thrown away: a browser that is cut off while it sends
+    never gets to show the answer.
+    """
 
     def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
         self._app = app
@@ -77,24 +83,21 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         announced = Headers(scope=scope).get("content-length", "0")
-        scope["andon.body_too_large"] = announced.isdigit() and int(announced) > self._max_bytes
+        is_too_large = announced.isdigit() and int(announced) > self._max_bytes
         num_bytes = 0
 
         async def receive_counted() -> Message:
             nonlocal num_bytes
-            message = await receive()
-            num_bytes += len(message.get("body", b""))
-            if num_bytes > self._max_bytes:
-                raise PageError(413, "What you sent is too large.", headers={"Connection": "close"})
-            return message
+            while True:
+                message = await receive()
+                num_bytes += len(message.get("body", b""))
+                if not is_too_large and num_bytes <= self._max_bytes:
+                    return message
+                is_over = message["type"] != "http.request" or not message.get("more_body", False)
+                if is_over or num_bytes > _DISCARDED_LIMITS * self._max_bytes:
+                    raise PageError(413, "What you sent is too large.", headers={"Connection": "close"})
 
         await self._app(scope, receive_counted, send)
-
-
-def check_body_announced(request: Request) -> None:
-    """Refuse a body whose announced length is over the limit, before a byte of it is read."""
-    if request.scope.get("andon.body_too_large"):
-        raise PageError(413, "What you sent is too large.", headers={"Connection": "close"})
 
 
 def check_host(request: Request, allowed: Sequence[str]) -> None:
