@@ -15,10 +15,12 @@ from services.labeling.flag_store import FlagStore
 from services.labeling.history_store import HistoryStore
 from services.labeling.import_store import ImportStore
 from services.labeling.known_item_store import KnownItemStore
+from services.labeling.limits import check_batch
 from services.labeling.message_store import MessageStore
 from services.labeling.onboarding_store import OnboardingStore
 from services.labeling.progress_store import ProgressStore
 from services.labeling.project_store import BatchRecord, ProjectRecord, ProjectStore
+from services.labeling.projects import check_project_name
 from services.labeling.requests import RepeatableRequest
 from services.labeling.review_store import ReviewStore
 from services.labeling.web.call import Call
@@ -92,7 +94,16 @@ def desk_of(call: Call) -> Desk:
 async def project_of(call: Call) -> ProjectRecord:
     """The project that the path names. Raises ProjectNotFoundError."""
     name = call.path("project")
+    _check_in_path(lambda: check_project_name(name))
     return await call.read(lambda: desk_of(call).projects.project(name))
+
+
+def _check_in_path(rule: Callable[[], None]) -> None:
+    """What can be no name is a page that does not exist."""
+    try:
+        rule()
+    except InvalidFieldError:
+        raise PageError(404) from None
 
 
 async def batches_of(call: Call, project: ProjectRecord) -> list[BatchRecord]:
@@ -103,6 +114,7 @@ async def batches_of(call: Call, project: ProjectRecord) -> list[BatchRecord]:
 async def batch_of(call: Call, project: ProjectRecord) -> BatchRecord:
     """The batch that the path names; one of another project does not exist here."""
     name = call.path("batch")
+    _check_in_path(lambda: check_batch(name))
     batch = await call.read(lambda: desk_of(call).projects.batch(name))
     if batch.project != project.name:
         raise PageError(404)
