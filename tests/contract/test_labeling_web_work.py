@@ -70,43 +70,43 @@ def test_a_ranking_with_ties_is_recorded_in_the_order_of_the_task(work: WorkSite
     assert row.preference is None
 
 
-@pytest.mark.parametrize(
-    ("settings", "texts", "fields", "at", "words"),
-    [
-        ({}, 2, {}, "preference", "Choose how much better one of them is."),
-        ({}, 2, {"preference": ""}, "preference", "Choose how much better one of them is."),
-        ({}, 2, {"preference": "10"}, "preference", "A whole number from 1 to 9."),
-        ({}, 2, {"rank_A": "1", "rank_B": "2"}, "preference", "Choose how much better one of them is."),
-        ({"no_indifference": True}, 2, {"preference": "5"}, "preference", "This project asks you to choose"),
-        ({}, 3, {}, "ranking", "Put all of them in order, the best first."),
-        ({}, 3, {"rank_A": "", "rank_B": "", "rank_C": ""}, "ranking", "Put all of them in order"),
-        ({}, 3, {"rank_B": "1"}, "ranking", "A and C have no place yet."),
-        ({}, 3, {"preference": "3"}, "ranking", "Put all of them in order"),
-        (
-            {"rating_axes": True},
-            2,
-            {"preference": "1", "accuracy_A": "7", **{f"{axis}_B": "4" for axis in ("accuracy", "coverage")}},
-            "axes_A",
-            "Rate coverage, coherence and overall, or flag that you can&#39;t judge.",
-        ),
-    ],
-)
-def test_an_answer_that_is_not_complete_is_refused_beside_the_control(
-    work: WorkSite, settings: dict[str, Any], texts: int, fields: dict[str, str], at: str, words: str
-) -> None:
-    work.add_project(tasks=[compare(*(f"text {number}" for number in range(texts)))], **settings)
+# Settings of the project, number of candidates, what is filled in; where it is refused, and in which words.
+INCOMPLETE: list[tuple[dict[str, Any], int, dict[str, str], str, str]] = [
+    ({}, 2, {}, "preference", "Choose how much better one of them is."),
+    ({}, 2, {"preference": ""}, "preference", "Choose how much better one of them is."),
+    ({}, 2, {"preference": "10"}, "preference", "A whole number from 1 to 9."),
+    ({}, 2, {"rank_A": "1", "rank_B": "2"}, "preference", "Choose how much better one of them is."),
+    ({"no_indifference": True}, 2, {"preference": "5"}, "preference", "This project asks you to choose"),
+    ({}, 3, {}, "ranking", "Put all of them in order, the best first."),
+    ({}, 3, {"rank_A": "", "rank_B": "", "rank_C": ""}, "ranking", "Put all of them in order"),
+    ({}, 3, {"rank_B": "1"}, "ranking", "A and C have no place yet."),
+    ({}, 3, {"preference": "3"}, "ranking", "Put all of them in order"),
+    (
+        {"rating_axes": True},
+        2,
+        {"preference": "1", "accuracy_A": "7", **{f"{axis}_B": "4" for axis in ("accuracy", "coverage")}},
+        "axes_A",
+        "Rate coverage, coherence and overall, or flag that you can&#39;t judge.",
+    ),
+]
+
+
+def test_an_answer_that_is_not_complete_is_refused_beside_the_control(work: WorkSite) -> None:
     ann = work.site.person("ann", Role.LABELER)
+    for number, (settings, num_texts, fields, at, words) in enumerate(INCOMPLETE):
+        texts = [f"text {place}" for place in range(num_texts)]
+        project = work.add_project(f"p{number}", tasks=[compare(*texts)], **settings)
 
-    answer = send(ann, open_form(ann), {**fields, "note": "what I thought"})
+        answer = send(ann, open_form(ann, project), {**fields, "note": "what I thought"})
 
-    assert answer.status_code == 400
-    assert re.search(rf'id="{at}-error">{re.escape(words)}', answer.text), answer.text
+        assert answer.status_code == 400
+        assert re.search(rf'id="{at}-error">{re.escape(words)}', answer.text), (fields, answer.text)
+        form = find_form(answer, "/answer")
+        assert field(form, "note").strip() == "what I thought"  # what was entered is not lost
+        if num_texts > 2:
+            sent_ranks = {name: value for name, value in fields.items() if name.startswith("rank_")}
+            assert {name: field(form, name) for name in sent_ranks} == sent_ranks
     assert work.count(schema.comparisons) == 0
-    form = find_form(answer, "/answer")
-    assert field(form, "note").strip() == "what I thought"  # what was entered is not lost
-    sent_ranks = {name: value for name, value in fields.items() if name.startswith("rank_")}
-    if texts > 2:
-        assert {name: field(form, name) for name in sent_ranks} == sent_ranks
 
 
 def test_ratings_flags_and_note_are_recorded_with_their_candidate(work: WorkSite) -> None:
@@ -274,38 +274,37 @@ def test_a_half_finished_answer_is_there_again_on_another_device(work: WorkSite)
     assert ann.post(draft, data={**hidden(form), **entered, "revision": "9"}).status_code == 409
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"preference": "0"},
-        {"rank_A": "4"},
-        {"accuracy_A": "8"},
-        {"accuracy_A": "7.5"},
-        {"flag_A": "unheard_of"},
-        {"flag_A": ["harmful", "harmful"]},
-        {"note": "x" * 10_001},
-        {"active_ms": "-1"},
-        {"active_ms": "86400001"},
-        {"shown_ms": "soon"},
-        {"submitted_ms": "253402300800000"},
-        {"changes": "1000001"},
-        {"aids": "crystal_ball"},
-        {"device": "toaster"},
-        {"page": "x" * 17},
-        {"instructions": "-1"},
-        {"revision": "x"},
-    ],
-)
-def test_fields_out_of_bounds_are_refused(work: WorkSite, fields: dict[str, Any]) -> None:
+OUT_OF_BOUNDS: list[dict[str, Any]] = [
+    {"preference": "0"},
+    {"rank_A": "4"},
+    {"accuracy_A": "8"},
+    {"accuracy_A": "7.5"},
+    {"flag_A": "unheard_of"},
+    {"flag_A": ["harmful", "harmful"]},
+    {"note": "x" * 10_001},
+    {"active_ms": "-1"},
+    {"active_ms": "86400001"},
+    {"shown_ms": "soon"},
+    {"submitted_ms": "253402300800000"},
+    {"changes": "1000001"},
+    {"aids": "crystal_ball"},
+    {"device": "toaster"},
+    {"page": "x" * 17},
+    {"instructions": "-1"},
+    {"revision": "x"},
+]
+
+
+def test_fields_out_of_bounds_are_refused(work: WorkSite) -> None:
     work.add_project(tasks=[compare("zero", "one", "two")])
     ann = work.site.person("ann", Role.LABELER)
     form = open_form(ann)
     complete = {"rank_A": "1", "rank_B": "2", "rank_C": "3"}
-
-    draft = ann.post("/work/cats/draft", data={**hidden(form), **complete, **fields})
-    assert draft.status_code == 400
-    if "revision" not in fields:  # an answer has none
-        assert send(ann, form, {**complete, **fields}).status_code == 400
+    for fields in OUT_OF_BOUNDS:
+        draft = ann.post("/work/cats/draft", data={**hidden(form), **complete, **fields})
+        assert draft.status_code == 400, fields
+        if "revision" not in fields:  # an answer has none
+            assert send(ann, form, {**complete, **fields}).status_code == 400, fields
     assert work.count(schema.comparisons) == 0
     assert work.count(schema.drafts) == 0
 

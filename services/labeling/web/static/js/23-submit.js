@@ -5,6 +5,7 @@
   const MAX_WAIT_S = 30;
   let waiting = 0; // a timer
   let tries = 0;
+  let shown = window.location.pathname;
 
   function swap(text, address) {
     const next = new DOMParser().parseFromString(text, "text/html");
@@ -22,14 +23,18 @@
     document.title = next.title;
     document.body.className = next.body.className;
     const path = new URL(address, window.location.href).pathname;
-    if (path !== window.location.pathname) window.history.pushState({ swapped: true }, "", path);
+    if (path !== window.location.pathname) window.history.pushState(null, "", path);
+    shown = path;
     window.scrollTo(0, 0);
     item.mount();
     const problems = document.getElementById("problems");
     (problems || main).focus({ preventScroll: true });
     return undefined;
   }
-  window.addEventListener("popstate", () => window.location.reload());
+  // Back and forward to another page load it; a jump inside this one is none of these.
+  window.addEventListener("popstate", () => {
+    if (window.location.pathname !== shown) window.location.reload();
+  });
 
   async function renewToken() {
     const answer = await fetch("/cord", { credentials: "same-origin" });
