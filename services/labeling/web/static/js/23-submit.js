@@ -15,10 +15,10 @@
     for (const old of document.querySelectorAll("body > .banner")) old.remove();
     for (const banner of next.querySelectorAll("body > .banner")) main.before(document.adoptNode(banner));
     const cord = ".cord-button";
-    const [shown, told] = [document.querySelector(cord), next.querySelector(cord)];
-    if (shown && told) {
-      shown.className = told.className;
-      shown.textContent = told.textContent;
+    const [here, there] = [document.querySelector(cord), next.querySelector(cord)];
+    if (here && there) {
+      here.className = there.className;
+      here.textContent = there.textContent;
     }
     document.title = next.title;
     document.body.className = next.body.className;
