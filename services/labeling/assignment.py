@@ -27,6 +27,7 @@ from services.labeling.errors import (
 )
 from services.labeling.limits import check_batch_filter, check_labeler
 from services.labeling.projects import BatchSettings, check_project_filter
+from services.labeling.tasks import TaskKind
 
 MAX_TASKS_PER_LEASE = 1_000
 CIRCLE_PLACES = 2**31  # fits a signed 32-bit column
@@ -88,6 +89,7 @@ class LeaseRecord:
     is_answered: bool
     is_skipped: bool
     holds_slot: bool  # False once another lease has the slot
+    kind: TaskKind  # what the task asks for
 
 
 def check_lease_order(

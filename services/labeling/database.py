@@ -101,8 +101,8 @@ class Database:
 
     def read(self, work: Callable[[sa.Connection], T]) -> T:
         """Run ``work`` on one consistent view of the database."""
-        with self._failures_translated(), self.engine.connect() as connection, connection.begin():
-            return work(connection)
+        with self._failures_translated():
+            return self._repeated(lambda: self._run(work, writes=False))
 
     def write(self, work: Callable[[sa.Connection], T]) -> T:
         """Run ``work`` in one transaction that is on disk when this returns, or leaves no trace.
@@ -110,19 +110,32 @@ class Database:
         Where another writer was faster, it is run again: it may only do what the transaction undoes.
         """
         with self._failures_translated():
-            for _attempt in range(_MAX_ATTEMPTS - 1):
-                try:
-                    return self._write_once(work)
-                except sa.exc.DBAPIError as error:
-                    if not _lost_a_race(error):
-                        raise
-            return self._write_once(work)
+            return self._repeated(lambda: self._run(work, writes=True))
 
-    def _write_once(self, work: Callable[[sa.Connection], T]) -> T:
-        with self._write_turn, self.engine.connect() as connection:
-            connection = connection.execution_options(**{_WRITES: True})
+    def _repeated(self, run: Callable[[], T]) -> T:
+        for _attempt in range(_MAX_ATTEMPTS - 1):
+            try:
+                return run()
+            except sa.exc.DBAPIError as error:
+                if not _lost_a_race(error):
+                    raise
+            except _ConnectionLostError:
+                pass  # the pool has thrown away all connections of that age; the next one is new
+        try:
+            return run()
+        except _ConnectionLostError as lost:
+            raise lost.error from None
+
+    def _run(self, work: Callable[[sa.Connection], T], *, writes: bool) -> T:
+        with self._write_turn if writes else contextlib.nullcontext(), self.engine.connect() as connection:
+            connection = connection.execution_options(**{_WRITES: writes})
             with connection.begin():
-                return work(connection)
+                try:
+                    return work(connection)
+                except sa.exc.DBAPIError as error:
+                    if error.connection_invalidated:
+                        raise _ConnectionLostError(error) from error
+                    raise
 
     def close(self) -> None:
         """Close all connections."""
@@ -141,6 +154,14 @@ class Database:
                 "database_failed", kind=type(error).__name__, error=str(getattr(error, "orig", error))
             )
             raise DatabaseUnavailableError() from error
+
+
+class _ConnectionLostError(Exception):
+    """The server was gone before the commit, so nothing has happened."""
+
+    def __init__(self, error: sa.exc.DBAPIError) -> None:
+        super().__init__(str(error.orig))
+        self.error = error
 
 
 def _lost_a_race(error: sa.exc.DBAPIError) -> bool:
@@ -218,7 +239,6 @@ def _create_engine(url: str, *, lock_wait_s: float) -> sa.Engine:
             hide_parameters=True,
             pool_size=_POOL_SIZE,
             max_overflow=_POOL_SIZE,
-            pool_pre_ping=True,
             # A write that waits for a lock gives up as it does on SQLite, and the caller repeats.
             connect_args={"options": f"-c lock_timeout={round(lock_wait_s * 1000)}"},
         )

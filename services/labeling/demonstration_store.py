@@ -92,7 +92,7 @@ class DemonstrationStore:
             if lease is None:
                 raise LeaseNotFoundError(draft.lease_id)
             check_may_answer(lease, labeler_id=labeler_id, now_us=now_us)
-            check_kinds(connection, [lease], (TaskKind.WRITE, TaskKind.EDIT))
+            check_kinds([lease], (TaskKind.WRITE, TaskKind.EDIT))
             number = _insert_demonstration(connection, lease, draft, supersedes_id=None, now_us=now_us)
             end_leases(connection, [lease])
             remember(connection, request, number, now_us=now_us)

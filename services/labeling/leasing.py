@@ -63,24 +63,25 @@ def take_tasks(
     wanted = min(wanted, _answers_left(connection, worker, batch))
     if wanted <= 0:
         return []
-    own = [
-        taken
-        for pool in (Pool.ORDINARY, Pool.DRIFT)
-        for taken in take_slots(connection, worker, batch, pool, wanted=wanted, draws=draws)
-    ]
-    if not own:
+    ordinary = take_slots(connection, worker, batch, Pool.ORDINARY, wanted=wanted, draws=draws)
+    has_enough = len(ordinary) == wanted
+    drift: list[Taken] = []
+    if not has_enough:
+        drift = take_slots(connection, worker, batch, Pool.DRIFT, wanted=wanted, draws=draws)
+    if not ordinary and not drift:
         return take_shared(
             connection, worker, batch, Pool.CALIBRATION, wanted=wanted, draws=draws, of_this_batch=True
         )
+    if not batch.settings.has_shares:
+        return (ordinary + drift)[:wanted]
     first_item = connection.execute(
         sa.select(sa.func.count()).where(leases.c.labeler_id == worker.labeler_id)
     ).scalar_one()
     plan = draws.pools(worker.labeler_id, first_item, wanted, batch.settings)
     asked = Counter(plan)
-    by_pool: dict[Pool, list[Taken]] = {
-        Pool.ORDINARY: [taken for taken in own if taken.pool == Pool.ORDINARY.value],
-        Pool.DRIFT: [taken for taken in own if taken.pool == Pool.DRIFT.value],
-    }
+    if has_enough and asked[Pool.DRIFT]:
+        drift = take_slots(connection, worker, batch, Pool.DRIFT, wanted=asked[Pool.DRIFT], draws=draws)
+    by_pool: dict[Pool, list[Taken]] = {Pool.ORDINARY: ordinary, Pool.DRIFT: drift}
     for pool in (Pool.CALIBRATION, Pool.GOLD):
         by_pool[pool] = take_shared(connection, worker, batch, pool, wanted=asked[pool], draws=draws)
     by_pool[Pool.REPEAT] = take_repeats(connection, worker, batch, wanted=asked[Pool.REPEAT])
@@ -97,6 +98,10 @@ def take_slots(
     connection: sa.Connection, worker: Worker, batch: OpenBatch, pool: Pool, *, wanted: int, draws: Draws
 ) -> list[Taken]:
     """Lock a free slot of each of the next tasks of a batch's pool, at most ``wanted``."""
+    if wanted == 1:
+        first = _take_first_slot(connection, worker, batch, pool, draws=draws)
+        if first is not None:
+            return [first]
     taken: dict[int, Taken] = {}
     passed_over: set[int] = set()
     # A slot that somebody else holds at this moment is passed over. Only when there is nothing else is it
@@ -137,6 +142,20 @@ def take_slots(
     return list(taken.values())
 
 
+def _take_first_slot(
+    connection: sa.Connection, worker: Worker, batch: OpenBatch, pool: Pool, *, draws: Draws
+) -> Taken | None:
+    """Find and lock the next free slot in one step, past slots that others hold at this moment."""
+    found = sa.select(slots.c.task_id, slots.c.number).join(tasks, tasks.c.id == slots.c.task_id)
+    found = found.where(*_is_free_for(worker, batch, pool)).limit(1)
+    found = found.with_for_update(of=slots, skip_locked=True)
+    for stretch, order in _way_through(worker, batch, draws=draws):
+        row = connection.execute(found.where(*stretch).order_by(*order, slots.c.number)).one_or_none()
+        if row is not None:
+            return Taken(task_id=row.task_id, pool=pool.value, slot_number=row.number)
+    return None
+
+
 def _free_slots(
     connection: sa.Connection,
     worker: Worker,
@@ -151,30 +170,43 @@ def _free_slots(
     query = (
         sa.select(slots.c.task_id, sa.func.min(slots.c.number).label("number"))
         .join(tasks, tasks.c.id == slots.c.task_id)
-        .where(
-            slots.c.batch_id == batch.batch_id,
-            slots.c.purpose == pool.value,
-            slots.c.free_from_us <= worker.now_us,
-            tasks.c.kind.in_([kind.value for kind in worker.kinds]),
-            ~_had_by(worker, slots.c.task_id),
-        )
+        .where(*_is_free_for(worker, batch, pool))
         .group_by(slots.c.place, slots.c.task_id)
     )
     if without:
         query = query.where(slots.c.task_id.not_in(sorted(without)))
-    if batch.settings.mode is BatchMode.ONLINE:
-        rows = connection.execute(query.order_by(slots.c.task_id.desc()).limit(wanted))
-        return {row.task_id: row.number for row in rows}
     found: dict[int, int] = {}
-    start = draws.labeler_start(worker.labeler_id)
-    # Once around the circle: from the labeler's start to the end, then from the beginning to the start.
-    for stretch in (slots.c.place >= start, slots.c.place < start):
+    for stretch, order in _way_through(worker, batch, draws=draws):
         if len(found) < wanted:
-            rows = connection.execute(
-                query.where(stretch).order_by(slots.c.place, slots.c.task_id).limit(wanted - len(found))
-            )
+            rows = connection.execute(query.where(*stretch).order_by(*order).limit(wanted - len(found)))
             found.update({row.task_id: row.number for row in rows})
     return found
+
+
+def _is_free_for(worker: Worker, batch: OpenBatch, pool: Pool) -> list[sa.ColumnElement[bool]]:
+    """Whether a slot of the batch's pool may be leased to the labeler."""
+    return [
+        slots.c.batch_id == batch.batch_id,
+        slots.c.purpose == pool.value,
+        slots.c.free_from_us <= worker.now_us,
+        tasks.c.kind.in_([kind.value for kind in worker.kinds]),
+        ~_had_by(worker, slots.c.task_id),
+    ]
+
+
+def _way_through(
+    worker: Worker, batch: OpenBatch, *, draws: Draws
+) -> list[tuple[list[sa.ColumnElement[bool]], list[sa.ColumnElement[int]]]]:
+    """In which stretches and orders a labeler comes to the batch's slots.
+
+    Newest first while the policy changes; else once around the circle, from the labeler's start to the end
+    and then from the beginning to the start.
+    """
+    if batch.settings.mode is BatchMode.ONLINE:
+        return [([], [slots.c.task_id.desc()])]
+    start = draws.labeler_start(worker.labeler_id)
+    order: list[sa.ColumnElement[int]] = [slots.c.place, slots.c.task_id]
+    return [([slots.c.place >= start], order), ([slots.c.place < start], order)]
 
 
 def take_shared(
@@ -424,11 +456,12 @@ def _write_leases(connection: sa.Connection, rows: list[Row]) -> None:
 def leases_by_id(connection: sa.Connection, lease_ids: list[str]) -> dict[str, LeaseRecord]:
     """The leases that exist among these ids, held until the end of the transaction."""
     rows = connection.execute(
-        sa.select(leases, slots.c.batch_id, slots.c.lease_id.label("slot_lease_id"))
+        sa.select(leases, slots.c.batch_id, slots.c.lease_id.label("slot_lease_id"), tasks.c.kind)
         .join(slots, sa.and_(slots.c.task_id == leases.c.task_id, slots.c.number == leases.c.slot_number))
+        .join(tasks, tasks.c.id == leases.c.task_id)
         .where(leases.c.id.in_(lease_ids))
         .order_by(leases.c.id)  # so that two who lock several never wait for each other
-        .with_for_update()  # of no effect on SQLite, where the transaction is the only writer
+        .with_for_update(of=(leases, slots))  # of no effect on SQLite, whose transaction is the only writer
     )
     return {
         row.id: LeaseRecord(
@@ -444,6 +477,7 @@ def leases_by_id(connection: sa.Connection, lease_ids: list[str]) -> dict[str, L
             is_answered=row.is_answered,
             is_skipped=row.is_skipped,
             holds_slot=row.slot_lease_id == row.id,
+            kind=TaskKind(row.kind),
         )
         for row in rows
     }

@@ -79,6 +79,11 @@ class BatchSettings:
     priority: int = 0  # batches of a project are worked off from the highest down
     is_closed: bool = False
 
+    @property
+    def has_shares(self) -> bool:
+        """Whether some items of a labeler are of another kind than ordinary ones."""
+        return any((self.calibration_share, self.drift_share, self.gold_share, self.repeat_share))
+
 
 def check_project_name(name: str) -> None:
     """A project's name is 1 to 100 letters, digits, dots, underscores and hyphens."""

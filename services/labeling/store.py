@@ -217,7 +217,9 @@ class LabelingStore:
                     raise LeaseNotFoundError(answer.lease_id)
                 check_may_answer(lease, labeler_id=labeler_id, now_us=now_us)
                 answered.append((lease, in_task_order(answer, lease.shown_order, field=f"answers[{index}]")))
-            check_kinds(connection, [lease for lease, _ in answered], (TaskKind.COMPARE,))
+            check_kinds([lease for lease, _ in answered], (TaskKind.COMPARE,))
+            end_leases(connection, [lease for lease, _ in answered])
+            # Last, because everybody who answers waits here for those who have taken numbers before.
             ids = take_numbers(connection, "comparison", len(answers))
             connection.execute(
                 sa.insert(comparisons),
@@ -228,7 +230,6 @@ class LabelingStore:
                     for comparison_id, (lease, answer) in zip(ids, answered, strict=True)
                 ],
             )
-            end_leases(connection, [lease for lease, _ in answered])
             remember(connection, request, list(ids), now_us=now_us)
             return Recorded(comparison_ids=list(ids), repeated=False)
 
@@ -321,7 +322,12 @@ class LabelingStore:
         found = open_batches(connection, project=order.project, batch=order.batch)
         if not must_be_admitted:
             return list(found)
-        admitted = [batch for batch in found if is_admitted(connection, batch.project_id, order.labeler_id)]
+        projects_of_labeler = {
+            project_id
+            for project_id in {batch.project_id for batch in found}
+            if is_admitted(connection, project_id, order.labeler_id)
+        }
+        admitted = [batch for batch in found if batch.project_id in projects_of_labeler]
         if found and not admitted and (order.project or order.batch):
             raise NotAdmittedError(order.project or order.batch)
         return admitted
@@ -330,16 +336,11 @@ class LabelingStore:
         return Draws(seed=self._database.seed)
 
 
-def check_kinds(connection: sa.Connection, found: Sequence[LeaseRecord], kinds: tuple[TaskKind, ...]) -> None:
+def check_kinds(found: Sequence[LeaseRecord], kinds: tuple[TaskKind, ...]) -> None:
     """Refuse an answer of another kind than the task asks for."""
-    kind_of = dict(
-        connection.execute(
-            sa.select(tasks.c.id, tasks.c.kind).where(tasks.c.id.in_({lease.task_id for lease in found}))
-        ).all()
-    )
     for lease in found:
-        if TaskKind(kind_of[lease.task_id]) not in kinds:
-            raise WrongKindError(lease.lease_id, kind_of[lease.task_id])
+        if lease.kind not in kinds:
+            raise WrongKindError(lease.lease_id, lease.kind.value)
 
 
 def end_leases(connection: sa.Connection, answered: Sequence[LeaseRecord]) -> None:

@@ -23,6 +23,7 @@ from services.labeling.errors import (
     LeaseOfAnotherLabelerError,
 )
 from services.labeling.projects import BatchSettings
+from services.labeling.tasks import TaskKind
 
 DURATIONS = LeaseDurations(default_us=60_000_000, max_us=3600_000_000)
 
@@ -75,6 +76,7 @@ def lease(**fields: Any) -> LeaseRecord:
             "is_answered": False,
             "is_skipped": False,
             "holds_slot": True,
+            "kind": TaskKind.COMPARE,
             **fields,
         }
     )
