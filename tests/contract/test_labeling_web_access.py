@@ -345,7 +345,12 @@ def test_static_files_are_kept_for_ever_and_compressed(start_site: StartSite) ->
 
 
 def test_unknown_paths_and_methods_are_plain_pages(start_site: StartSite) -> None:
-    person = start_site().stranger()
+    site = start_site()
+    person = site.stranger()
+    root = site.person("root", Role.ADMIN)
+    assert root.get("/projects/%00").status_code == 404
+    assert root.get("/people?after=%00").status_code == 400
+    assert root.get("/cord?%00=1").status_code == 400
     assert person.get("/nothing").status_code == 404
     assert person.get("/cord/").status_code == 404
     for method in ("PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"):

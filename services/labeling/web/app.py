@@ -49,6 +49,7 @@ from services.labeling.web.problems import TITLES, PageError, page_error_of
 from services.labeling.web.security import (
     BodyLimit,
     SecurityHeaders,
+    check_address,
     check_host,
     check_origin,
 )
@@ -162,6 +163,7 @@ class _Dispatcher:
         reason = ""
         try:
             check_host(request, self._hosts)
+            check_address(request)
             session = await self._session(request)
             if isinstance(page, PageError):
                 raise page

@@ -106,6 +106,14 @@ def check_host(request: Request, allowed: Sequence[str]) -> None:
         raise PageError(421, "This site is not served under that address.")
 
 
+def check_address(request: Request) -> None:
+    """Refuse an address with U+0000, which no name that is kept can hold."""
+    if "\x00" in request.url.path or "\x00" in request.scope["path"]:
+        raise PageError(404)
+    if any("\x00" in name or "\x00" in value for name, value in request.query_params.multi_items()):
+        raise PageError(400, "The address holds the character U+0000.")
+
+
 def check_origin(request: Request, own_hosts: Sequence[str]) -> None:
     """Refuse an act that a page of another site has sent, where the browser tells.
 
