@@ -11,7 +11,7 @@ import asyncio
 import functools
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from services.labeling.database import Database, last_number
@@ -39,10 +39,17 @@ class KeptReport:
 class QualityReports:
     """Reports by project and batch."""
 
-    def __init__(self, database: Database, threads: DatabaseThreads) -> None:
+    def __init__(
+        self,
+        database: Database,
+        threads: DatabaseThreads,
+        *,
+        monotonic_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._database = database
         self._store = QualityStore(database)
         self._threads = threads
+        self._monotonic_s = monotonic_s
         self._kept: OrderedDict[tuple[str, str], KeptReport] = OrderedDict()
         self._turn = asyncio.Lock()  # one is computed at a time
 
@@ -58,12 +65,12 @@ class QualityReports:
 
     def _fresh(self, key: tuple[str, str]) -> KeptReport | None:
         kept = self._kept.get(key)
-        return kept if kept is not None and time.monotonic() - kept.check_s < _MIN_AGE_S else None
+        return kept if kept is not None and self._monotonic_s() - kept.check_s < _MIN_AGE_S else None
 
     async def _renew(self, key: tuple[str, str]) -> KeptReport:
         kept = self._kept.get(key)
         last_id = await self._threads.read(self._last_comparison_id)
-        now_s = time.monotonic()
+        now_s = self._monotonic_s()
         if kept is not None and kept.last_comparison_id == last_id and now_s - kept.made_s < _MAX_AGE_S:
             kept = replace(kept, check_s=now_s)
         else:
@@ -72,7 +79,7 @@ class QualityReports:
                 functools.partial(self._store.judged_answers, project, batch=batch)
             )
             report = await asyncio.to_thread(_make_report, answers)
-            now_s = time.monotonic()
+            now_s = self._monotonic_s()
             kept = KeptReport(report=report, last_comparison_id=last_id, made_s=now_s, check_s=now_s)
         self._kept[key] = kept
         self._kept.move_to_end(key)

@@ -15,6 +15,7 @@ from services.labeling.answers import (
     decision_from_preference,
 )
 from services.labeling.assignment import LeaseOrder
+from services.labeling.database import Database
 from services.labeling.demonstration_store import DemonstrationDraft, DemonstrationStore
 from services.labeling.errors import AnswerNotFoundError, LeaseAlreadyAnsweredError, ProjectNotFoundError
 from services.labeling.flag_store import FlagFilter, FlagStore
@@ -31,7 +32,7 @@ from services.labeling.quality.records import Purpose
 from services.labeling.requests import RepeatableRequest
 from services.labeling.review_store import ItemFilter, ReviewStore
 from services.labeling.site_store import SiteStore
-from services.labeling.store import SkipDraft
+from services.labeling.store import LabelingStore, SkipDraft
 from services.labeling.tasks import Candidate, TaskDraft, TaskKind
 
 HOUR_US = 3_600_000_000
@@ -41,8 +42,9 @@ class Bench:
     """A project with one batch, and people who answer."""
 
     def __init__(self, opened: Any) -> None:
-        self.database, self.store, self.clock = opened.database, opened.store, opened.clock
-        clock = self.clock
+        self.database: Database = opened.database
+        self.store: LabelingStore = opened.store
+        self.clock = clock = opened.clock
         self.projects = ProjectStore(self.database, clock=clock)
         self.review = ReviewStore(self.database, clock=clock)
         self.flags = FlagStore(self.database, clock=clock)
