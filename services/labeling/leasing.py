@@ -11,12 +11,13 @@ import secrets
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 
 from services.labeling.assignment import Draws, LeasedTask, LeaseRecord, Pool
 from services.labeling.projects import BatchMode, BatchSettings
-from services.labeling.rows import Row, candidates_by_task
+from services.labeling.rows import Row, candidates_by_task, is_one_of
 from services.labeling.schema import batches, comparisons, leases, slots, tasks
 from services.labeling.tasks import TaskKind
 
@@ -31,6 +32,7 @@ class OpenBatch:
     batch_id: int
     project_id: int
     settings: BatchSettings
+    needs_onboarding: bool  # before its project's first item
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -305,16 +307,8 @@ def lease_taken(
     if not taken:
         return []
     task_ids = [one.task_id for one in taken]
-    documents = {
-        row.id: row
-        for row in connection.execute(
-            sa.select(tasks.c.id, tasks.c.document, tasks.c.kind, tasks.c.batch_id, tasks.c.place).where(
-                tasks.c.id.in_(task_ids)
-            )
-        )
-    }
+    documents, known = _tasks_and_leases(connection, labeler_id, task_ids)
     texts = candidates_by_task(connection, set(task_ids))
-    known = _leases_of(connection, labeler_id, task_ids)
     leased: list[LeasedTask] = []
     rows: list[Row] = []
     num_chars = 0
@@ -328,11 +322,11 @@ def lease_taken(
         slot_number = one.slot_number
         if slot_number is None:
             slot_number = _make_slot(connection, one, batch_id=task.batch_id, place=task.place)
-        lease_id, shown_order = known.get((one.task_id, one.round), (None, ()))
-        is_known = lease_id is not None
-        if lease_id is None:
-            lease_id = secrets.token_hex(16)
-            shown_order = draws.shown_order(one.task_id, slot_number, len(shown))
+        earlier = known.get((one.task_id, one.round))
+        lease_id, shown_order = earlier or (
+            secrets.token_hex(16),
+            draws.shown_order(one.task_id, slot_number, len(shown)),
+        )
         rows.append(
             {
                 "id": lease_id,
@@ -345,7 +339,7 @@ def lease_taken(
                 "expire_us": now_us + duration_us,
                 "is_answered": False,
                 "is_skipped": False,
-                "is_known": is_known,
+                "is_known": earlier is not None,
             }
         )
         leased.append(
@@ -401,16 +395,32 @@ def _make_slot(connection: sa.Connection, one: Taken, *, batch_id: int, place: i
     return number
 
 
-def _leases_of(
+def _tasks_and_leases(
     connection: sa.Connection, labeler_id: str, task_ids: list[int]
-) -> dict[tuple[int, int], tuple[str | None, tuple[int, ...]]]:
-    """By task and round, the id and the shown order of the leases that the labeler has had."""
+) -> tuple[dict[int, sa.Row[*tuple[Any, ...]]], dict[tuple[int, int], tuple[str, tuple[int, ...]]]]:
+    """The tasks by id, and by task and round the id and the shown order of the leases that the labeler has
+    had of them.
+    """
     rows = connection.execute(
-        sa.select(leases.c.task_id, leases.c.round, leases.c.id, leases.c.shown_order).where(
-            leases.c.labeler_id == labeler_id, leases.c.task_id.in_(task_ids)
+        sa.select(
+            tasks.c.id,
+            tasks.c.document,
+            tasks.c.kind,
+            tasks.c.batch_id,
+            tasks.c.place,
+            leases.c.round,
+            leases.c.id.label("lease_id"),
+            leases.c.shown_order,
         )
-    )
-    return {(row.task_id, row.round): (row.id, tuple(row.shown_order)) for row in rows}
+        .outerjoin(leases, sa.and_(leases.c.task_id == tasks.c.id, leases.c.labeler_id == labeler_id))
+        .where(is_one_of(connection, tasks.c.id, task_ids))
+    ).all()
+    known = {
+        (row.id, row.round): (row.lease_id, tuple(row.shown_order))
+        for row in rows
+        if row.lease_id is not None
+    }
+    return {row.id: row for row in rows}, known
 
 
 def _write_leases(connection: sa.Connection, rows: list[Row]) -> None:
@@ -459,7 +469,8 @@ def leases_by_id(connection: sa.Connection, lease_ids: list[str]) -> dict[str, L
         sa.select(leases, slots.c.batch_id, slots.c.lease_id.label("slot_lease_id"), tasks.c.kind)
         .join(slots, sa.and_(slots.c.task_id == leases.c.task_id, slots.c.number == leases.c.slot_number))
         .join(tasks, tasks.c.id == leases.c.task_id)
-        .where(leases.c.id.in_(lease_ids))
+        # PostgreSQL cannot even be asked for the character U+0000.
+        .where(leases.c.id.in_([lease_id for lease_id in lease_ids if "\x00" not in lease_id]))
         .order_by(leases.c.id)  # so that two who lock several never wait for each other
         .with_for_update(of=(leases, slots))  # of no effect on SQLite, whose transaction is the only writer
     )

@@ -316,16 +316,22 @@ def ensure_batch(
 
 def open_batches(connection: sa.Connection, *, project: str, batch: str) -> Sequence[OpenBatch]:
     """The batches that give out work, in the order in which they are worked off. Empty names take all."""
-    query = sa.select(batches).where(~batches.c.is_closed).order_by(batches.c.priority.desc(), batches.c.id)
+    query = (
+        sa.select(batches, projects.c.settings.label("project_settings"))
+        .join(projects, projects.c.id == batches.c.project_id)
+        .where(~batches.c.is_closed)
+        .order_by(batches.c.priority.desc(), batches.c.id)
+    )
     if batch:
         query = query.where(batches.c.name == batch)
     if project:
-        query = query.join(projects, projects.c.id == batches.c.project_id).where(projects.c.name == project)
+        query = query.where(projects.c.name == project)
     return [
         OpenBatch(
             batch_id=row.id,
             project_id=row.project_id,
             settings=batch_settings_from_json(row.settings, priority=row.priority, is_closed=row.is_closed),
+            needs_onboarding=project_settings_from_json(row.project_settings).onboarding.is_needed,
         )
         for row in connection.execute(query)
     ]

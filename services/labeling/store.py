@@ -63,6 +63,7 @@ from services.labeling.schema import (
 )
 from services.labeling.tasks import ONBOARDING_PURPOSES, TaskDraft, TaskKind
 
+_WANTED_LIFETIME_US = 10_000_000
 _EXPORTED = "exported_through."  # names in ``settings``: the last comparison that an export has sent
 
 
@@ -111,6 +112,8 @@ class LabelingStore:
         self._database = database
         self._clock = clock
         self._max_text_chars_per_lease_call = max_text_chars_per_lease_call
+        # A page shows it with every item, and a batch may have a million tasks.
+        self._answers_wanted: dict[str, tuple[int, int]] = {}  # by batch: when it was read, and what
 
     def submit_tasks(
         self,
@@ -308,6 +311,19 @@ class LabelingStore:
 
         self._database.write(work)
 
+    def answers_wanted(self, connection: sa.Connection, batch: str) -> int:
+        """How many answers a batch's tasks ask for by their overlap; new tasks count after some seconds."""
+        now_us = self._clock()
+        known = self._answers_wanted.get(batch)
+        if known is None or not 0 <= now_us - known[0] < _WANTED_LIFETIME_US:
+            wanted = connection.execute(
+                sa.select(sa.func.coalesce(sa.func.sum(tasks.c.overlap_count), 0)).where(
+                    tasks.c.batch_id == id_of_batch(batch)
+                )
+            ).scalar_one()
+            known = self._answers_wanted[batch] = (now_us, int(wanted))
+        return known[1]
+
     def progress(self, batch: str = "", *, project: str = "") -> Progress:
         """Counts over one batch, one project, or over all for empty names."""
 
@@ -322,12 +338,12 @@ class LabelingStore:
         found = open_batches(connection, project=order.project, batch=order.batch)
         if not must_be_admitted:
             return list(found)
-        projects_of_labeler = {
+        closed_projects = {
             project_id
-            for project_id in {batch.project_id for batch in found}
-            if is_admitted(connection, project_id, order.labeler_id)
+            for project_id in {batch.project_id for batch in found if batch.needs_onboarding}
+            if not is_admitted(connection, project_id, order.labeler_id)
         }
-        admitted = [batch for batch in found if batch.project_id in projects_of_labeler]
+        admitted = [batch for batch in found if batch.project_id not in closed_projects]
         if found and not admitted and (order.project or order.batch):
             raise NotAdmittedError(order.project or order.batch)
         return admitted
