@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from services.labeling.answers import AnswerDraft, Comparison, Origin, in_task_order
-from services.labeling.assignment import Draws, LeaseOrder, LeaseRecord, check_may_answer
+from services.labeling.assignment import Draws, LeaseOrder, LeaseRecord, Pool, check_may_answer
 from services.labeling.database import Database, take_numbers
 from services.labeling.errors import (
     AnswerExportedError,
@@ -30,6 +30,7 @@ from services.labeling.rows import (
     candidates_by_task,
     comparison_of,
     comparison_row,
+    id_of_batch,
     is_superseded,
     select_comparisons,
     tiers_from_json,
@@ -43,7 +44,7 @@ from services.labeling.schema import (
     slots,
     tasks,
 )
-from services.labeling.store import LabelingStore, is_exported, progress_of
+from services.labeling.store import LabelingStore, is_exported
 from services.labeling.tasks import ONBOARDING_PURPOSES, TaskKind, Tiers
 
 SITE_KINDS = (TaskKind.COMPARE, TaskKind.WRITE, TaskKind.EDIT)
@@ -186,7 +187,16 @@ class SiteStore:
         """How far the labeler and the batch are."""
 
         def work(connection: sa.Connection) -> ItemProgress:
-            batch = progress_of(connection, batch=item.batch, project="", now_us=self._clock())
+            num_slots = self._store.answers_wanted(connection, item.batch)
+            num_open = connection.execute(
+                sa.select(sa.func.count())
+                .select_from(slots)
+                .where(
+                    slots.c.batch_id == id_of_batch(item.batch),
+                    slots.c.purpose.in_([Pool.ORDINARY.value, Pool.DRIFT.value]),
+                    slots.c.free_from_us.is_not(None),
+                )
+            ).scalar_one()
             own = connection.execute(
                 sa.select(sa.func.count())
                 .select_from(leases)
@@ -195,7 +205,7 @@ class SiteStore:
                 .where(leases.c.labeler_id == labeler_id, leases.c.is_answered, batches.c.name == item.batch)
             ).scalar_one()
             return ItemProgress(
-                num_own_answers=int(own), num_answers=batch.num_answers, num_slots=batch.num_slots
+                num_own_answers=int(own), num_answers=num_slots - int(num_open), num_slots=num_slots
             )
 
         return self._database.read(work)

@@ -64,6 +64,10 @@ from services.labeling.schema import (
 from services.labeling.tasks import ONBOARDING_PURPOSES, TaskDraft, TaskKind
 
 _WANTED_LIFETIME_US = 10_000_000
+# Made once: every answer runs them, and making a statement costs more than running it.
+_INSERT_COMPARISONS = sa.insert(comparisons)
+_DELETE_DRAFTS = sa.delete(drafts).where(drafts.c.lease_id.in_(sa.bindparam("lease_ids", expanding=True)))
+
 _EXPORTED = "exported_through."  # names in ``settings``: the last comparison that an export has sent
 
 
@@ -225,7 +229,7 @@ class LabelingStore:
             # Last, because everybody who answers waits here for those who have taken numbers before.
             ids = take_numbers(connection, "comparison", len(answers))
             connection.execute(
-                sa.insert(comparisons),
+                _INSERT_COMPARISONS,
                 [
                     comparison_row(
                         comparison_id, lease, answer, origin=origin, supersedes_id=None, now_us=now_us
@@ -444,4 +448,4 @@ def _exported_name(wanted: ExportFilter) -> str:
 
 
 def _delete_drafts(connection: sa.Connection, lease_ids: list[str]) -> None:
-    connection.execute(sa.delete(drafts).where(drafts.c.lease_id.in_(lease_ids)))
+    connection.execute(_DELETE_DRAFTS, {"lease_ids": lease_ids})
