@@ -39,6 +39,14 @@ _COUNTERS = (
 _WRITES = "andon_writes"
 _MAX_ATTEMPTS = 5
 _POOL_SIZE = 16  # at least as many as there are threads that read and write
+# Made once: every write runs them, and making a statement costs more than running it.
+_TAKE_NUMBERS = (
+    sa.update(schema.counters)
+    .where(schema.counters.c.name == sa.bindparam("counter"))
+    .values(last=schema.counters.c.last + sa.bindparam("count", type_=sa.BigInteger))
+    .returning(schema.counters.c.last)
+)
+_LOCK = sa.select(sa.func.pg_advisory_xact_lock(sa.bindparam("number", type_=sa.BigInteger)))
 _MIGRATION_LOCK = 0x416E646F6E  # "Andon": two services that start at once migrate one after the other
 
 
@@ -172,13 +180,7 @@ def _lost_a_race(error: sa.exc.DBAPIError) -> bool:
 
 def take_numbers(connection: sa.Connection, name: str, count: int) -> range:
     """The next ``count`` numbers of a counter, from 1, without gaps, in the order of commits."""
-    counter = schema.counters
-    last = connection.execute(
-        sa.update(counter)
-        .where(counter.c.name == name)
-        .values(last=counter.c.last + count)
-        .returning(counter.c.last)
-    ).scalar_one()
+    last = connection.execute(_TAKE_NUMBERS, {"counter": name, "count": count}).scalar_one()
     return range(last - count + 1, last + 1)
 
 
@@ -196,7 +198,7 @@ def lock_name(connection: sa.Connection, *names: str) -> None:
     if connection.dialect.name == "postgresql":
         digest = hashlib.blake2b("\n".join(names).encode(), digest_size=8).digest()
         number = int.from_bytes(digest, "big", signed=True)
-        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(number)))
+        connection.execute(_LOCK, {"number": number})
 
 
 def parse_url(url: str) -> sa.URL:

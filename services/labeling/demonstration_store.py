@@ -19,7 +19,7 @@ from services.labeling.errors import (
     InvalidFieldError,
     LeaseNotFoundError,
 )
-from services.labeling.leasing import leases_by_id
+from services.labeling.leases import leases_by_id
 from services.labeling.limits import MAX_NOTE_CHARS, Clock, check_text
 from services.labeling.requests import RepeatableRequest, recall, remember
 from services.labeling.rows import candidates_by_task, telemetry_from_json, telemetry_to_json

@@ -84,8 +84,9 @@ class ImportStore:
             for row in connection.execute(
                 sa.select(tasks.c.content_sha256, tasks.c.id).where(
                     tasks.c.batch_id == batch_id,
-                    is_one_of(connection, tasks.c.content_sha256, sorted(set(contents))),
-                )
+                    is_one_of(connection.dialect.name, tasks.c.content_sha256, "contents"),
+                ),
+                {"contents": sorted(set(contents))},
             )
         }
         new = {content: row for content, row in zip(contents, rows, strict=True) if content not in found}
@@ -134,12 +135,11 @@ def _rounds_so_far(connection: sa.Connection, task_ids: set[int]) -> Counter[tup
         return Counter()
     query = (
         sa.select(comparisons.c.task_id, comparisons.c.labeler_id, sa.func.max(comparisons.c.round))
-        .where(is_one_of(connection, comparisons.c.task_id, sorted(task_ids)))
+        .where(is_one_of(connection.dialect.name, comparisons.c.task_id, "task_ids"))
         .group_by(comparisons.c.task_id, comparisons.c.labeler_id)
     )
-    return Counter(
-        {(task_id, labeler_id): last + 1 for task_id, labeler_id, last in connection.execute(query)}
-    )
+    rows = connection.execute(query, {"task_ids": sorted(task_ids)})
+    return Counter({(task_id, labeler_id): last + 1 for task_id, labeler_id, last in rows})
 
 
 def _comparison_row(

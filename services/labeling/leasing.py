@@ -1,4 +1,4 @@
-"""How a labeler's next tasks are found, leased and closed.
+"""How a labeler's next tasks are found.
 
 The stores call these inside their transactions. Which tasks a labeler may have, in which order and from which
 pool is the rule of :mod:`services.labeling.assignment`, said here in SQL because the pools are too large to
@@ -7,17 +7,16 @@ read.
 
 from __future__ import annotations
 
-import secrets
+import functools
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import sqlalchemy as sa
 
-from services.labeling.assignment import Draws, LeasedTask, LeaseRecord, Pool
+from services.labeling.assignment import Draws, Pool
+from services.labeling.leases import Taken
 from services.labeling.projects import BatchMode, BatchSettings
-from services.labeling.rows import Row, candidates_by_task, is_one_of
+from services.labeling.rows import Row
 from services.labeling.schema import batches, comparisons, leases, slots, tasks
 from services.labeling.tasks import TaskKind
 
@@ -42,16 +41,6 @@ class Worker:
     labeler_id: str
     kinds: tuple[TaskKind, ...]
     now_us: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Taken:
-    """A task that is about to be leased."""
-
-    task_id: int
-    pool: str  # of its slot: a Pool's value, or the purpose of an onboarding item
-    slot_number: int | None = None  # None: a slot is made
-    round: int = 0
 
 
 def take_tasks(
@@ -148,14 +137,27 @@ def _take_first_slot(
     connection: sa.Connection, worker: Worker, batch: OpenBatch, pool: Pool, *, draws: Draws
 ) -> Taken | None:
     """Find and lock the next free slot in one step, past slots that others hold at this moment."""
-    found = sa.select(slots.c.task_id, slots.c.number).join(tasks, tasks.c.id == slots.c.task_id)
-    found = found.where(*_is_free_for(worker, batch, pool)).limit(1)
-    found = found.with_for_update(of=slots, skip_locked=True)
-    for stretch, order in _way_through(worker, batch, draws=draws):
-        row = connection.execute(found.where(*stretch).order_by(*order, slots.c.number)).one_or_none()
+    is_online = batch.settings.mode is BatchMode.ONLINE
+    values = _values_of_search(worker, batch, pool, draws=draws)
+    for number in range(len(_stretches(is_online=is_online))):
+        query = _select_first_slot(is_online=is_online, stretch=number)
+        row = connection.execute(query, values).one_or_none()
         if row is not None:
             return Taken(task_id=row.task_id, pool=pool.value, slot_number=row.number)
     return None
+
+
+@functools.cache
+def _select_first_slot(*, is_online: bool, stretch: int) -> sa.Select[tuple[int, int]]:
+    where, order = _stretches(is_online=is_online)[stretch]
+    return (
+        sa.select(slots.c.task_id, slots.c.number)
+        .join(tasks, tasks.c.id == slots.c.task_id)
+        .where(*_is_free(), *where)
+        .order_by(*order, slots.c.number)
+        .limit(1)
+        .with_for_update(of=slots, skip_locked=True)
+    )
 
 
 def _free_slots(
@@ -169,46 +171,64 @@ def _free_slots(
     without: set[int],
 ) -> dict[int, int]:
     """The lowest free slot of each of the next tasks: task id -> slot number, in order."""
+    values = _values_of_search(worker, batch, pool, draws=draws)
     query = (
         sa.select(slots.c.task_id, sa.func.min(slots.c.number).label("number"))
         .join(tasks, tasks.c.id == slots.c.task_id)
-        .where(*_is_free_for(worker, batch, pool))
+        .where(*_is_free())
         .group_by(slots.c.place, slots.c.task_id)
     )
     if without:
         query = query.where(slots.c.task_id.not_in(sorted(without)))
     found: dict[int, int] = {}
-    for stretch, order in _way_through(worker, batch, draws=draws):
+    for where, order in _stretches(is_online=batch.settings.mode is BatchMode.ONLINE):
         if len(found) < wanted:
-            rows = connection.execute(query.where(*stretch).order_by(*order).limit(wanted - len(found)))
+            rows = connection.execute(query.where(*where).order_by(*order).limit(wanted - len(found)), values)
             found.update({row.task_id: row.number for row in rows})
     return found
 
 
-def _is_free_for(worker: Worker, batch: OpenBatch, pool: Pool) -> list[sa.ColumnElement[bool]]:
-    """Whether a slot of the batch's pool may be leased to the labeler."""
+def _is_free() -> list[sa.ColumnElement[bool]]:
+    """Whether a slot may be leased to a labeler; for the parameters of :func:`_values_of_search`.
+
+    Not if the labeler has answered or skipped its task, or holds a slot of it now.
+    """
+    is_had = sa.exists().where(
+        leases.c.task_id == slots.c.task_id,
+        leases.c.labeler_id == sa.bindparam("labeler_id"),
+        sa.or_(leases.c.is_answered, leases.c.is_skipped, leases.c.expire_us > sa.bindparam("now_us")),
+    )
     return [
-        slots.c.batch_id == batch.batch_id,
-        slots.c.purpose == pool.value,
-        slots.c.free_from_us <= worker.now_us,
-        tasks.c.kind.in_([kind.value for kind in worker.kinds]),
-        ~_had_by(worker, slots.c.task_id),
+        slots.c.batch_id == sa.bindparam("batch_id"),
+        slots.c.purpose == sa.bindparam("pool"),
+        slots.c.free_from_us <= sa.bindparam("now_us"),
+        tasks.c.kind.in_(sa.bindparam("kinds", expanding=True)),
+        ~is_had,
     ]
 
 
-def _way_through(
-    worker: Worker, batch: OpenBatch, *, draws: Draws
-) -> list[tuple[list[sa.ColumnElement[bool]], list[sa.ColumnElement[int]]]]:
-    """In which stretches and orders a labeler comes to the batch's slots.
+def _stretches(*, is_online: bool) -> list[tuple[list[sa.ColumnElement[bool]], list[sa.ColumnElement[int]]]]:
+    """In which stretches and orders a labeler comes to the slots of a batch.
 
     Newest first while the policy changes; else once around the circle, from the labeler's start to the end
     and then from the beginning to the start.
     """
-    if batch.settings.mode is BatchMode.ONLINE:
+    if is_online:
         return [([], [slots.c.task_id.desc()])]
-    start = draws.labeler_start(worker.labeler_id)
+    start = sa.bindparam("start", type_=sa.BigInteger)
     order: list[sa.ColumnElement[int]] = [slots.c.place, slots.c.task_id]
     return [([slots.c.place >= start], order), ([slots.c.place < start], order)]
+
+
+def _values_of_search(worker: Worker, batch: OpenBatch, pool: Pool, *, draws: Draws) -> Row:
+    return {
+        "batch_id": batch.batch_id,
+        "pool": pool.value,
+        "kinds": [kind.value for kind in worker.kinds],
+        "labeler_id": worker.labeler_id,
+        "now_us": worker.now_us,
+        "start": draws.labeler_start(worker.labeler_id),
+    }
 
 
 def take_shared(
@@ -289,71 +309,6 @@ def take_repeats(connection: sa.Connection, worker: Worker, batch: OpenBatch, *,
     ]
 
 
-def lease_taken(
-    connection: sa.Connection,
-    labeler_id: str,
-    taken: Sequence[Taken],
-    *,
-    duration_us: int,
-    draws: Draws,
-    max_text_chars: int,
-    now_us: int,
-) -> list[LeasedTask]:
-    """Lease what was taken, as many as their texts fit into one answer, at least one.
-
-    A task that the labeler has not seen gets a new lease; one that came back from them keeps its id and
-    order.
-    """
-    if not taken:
-        return []
-    task_ids = [one.task_id for one in taken]
-    documents, known = _tasks_and_leases(connection, labeler_id, task_ids)
-    texts = candidates_by_task(connection, set(task_ids))
-    leased: list[LeasedTask] = []
-    rows: list[Row] = []
-    num_chars = 0
-    for one in taken:
-        task = documents[one.task_id]
-        # Whoever writes a text does not see those of others.
-        shown = [] if task.kind == TaskKind.WRITE.value else texts[one.task_id]
-        num_chars += len(task.document) + sum(len(candidate.text) for candidate in shown)
-        if leased and num_chars > max_text_chars:
-            break
-        slot_number = one.slot_number
-        if slot_number is None:
-            slot_number = _make_slot(connection, one, batch_id=task.batch_id, place=task.place)
-        earlier = known.get((one.task_id, one.round))
-        lease_id, shown_order = earlier or (
-            secrets.token_hex(16),
-            draws.shown_order(one.task_id, slot_number, len(shown)),
-        )
-        rows.append(
-            {
-                "id": lease_id,
-                "task_id": one.task_id,
-                "slot_number": slot_number,
-                "labeler_id": labeler_id,
-                "round": one.round,
-                "shown_order": list(shown_order),
-                "lease_us": now_us,
-                "expire_us": now_us + duration_us,
-                "is_answered": False,
-                "is_skipped": False,
-                "is_known": earlier is not None,
-            }
-        )
-        leased.append(
-            LeasedTask(
-                lease_id=lease_id,
-                document=task.document,
-                candidates=tuple(shown[position].text for position in shown_order),
-                expire_us=now_us + duration_us,
-            )
-        )
-    _write_leases(connection, rows)
-    return leased
-
-
 def _answers_left(connection: sa.Connection, worker: Worker, batch: OpenBatch) -> int:
     """How many more answers this labeler may give in the batch; open leases count as answers."""
     most = batch.settings.max_answers_per_labeler
@@ -371,163 +326,3 @@ def _answers_left(connection: sa.Connection, worker: Worker, batch: OpenBatch) -
         )
     ).scalar_one()
     return most - int(had)
-
-
-def _make_slot(connection: sa.Connection, one: Taken, *, batch_id: int, place: int) -> int:
-    """A slot of the labeler's own on a task that is not limited to so many answers."""
-    # The task's row is held, so that two labelers do not make the same number.
-    connection.execute(sa.select(tasks.c.id).where(tasks.c.id == one.task_id).with_for_update())
-    last = connection.execute(
-        sa.select(sa.func.max(slots.c.number)).where(slots.c.task_id == one.task_id)
-    ).scalar_one()
-    number = 0 if last is None else int(last) + 1
-    connection.execute(
-        sa.insert(slots).values(
-            task_id=one.task_id,
-            number=number,
-            batch_id=batch_id,
-            purpose=one.pool,
-            place=place,
-            lease_id=None,
-            free_from_us=0,
-        )
-    )
-    return number
-
-
-def _tasks_and_leases(
-    connection: sa.Connection, labeler_id: str, task_ids: list[int]
-) -> tuple[dict[int, sa.Row[*tuple[Any, ...]]], dict[tuple[int, int], tuple[str, tuple[int, ...]]]]:
-    """The tasks by id, and by task and round the id and the shown order of the leases that the labeler has
-    had of them.
-    """
-    rows = connection.execute(
-        sa.select(
-            tasks.c.id,
-            tasks.c.document,
-            tasks.c.kind,
-            tasks.c.batch_id,
-            tasks.c.place,
-            leases.c.round,
-            leases.c.id.label("lease_id"),
-            leases.c.shown_order,
-        )
-        .outerjoin(leases, sa.and_(leases.c.task_id == tasks.c.id, leases.c.labeler_id == labeler_id))
-        .where(is_one_of(connection, tasks.c.id, task_ids))
-    ).all()
-    known = {
-        (row.id, row.round): (row.lease_id, tuple(row.shown_order))
-        for row in rows
-        if row.lease_id is not None
-    }
-    return {row.id: row for row in rows}, known
-
-
-def _write_leases(connection: sa.Connection, rows: list[Row]) -> None:
-    """Write the leases, known ones over the lapsed ones, and give them their slots."""
-    fresh = [
-        {name: value for name, value in row.items() if name != "is_known"}
-        for row in rows
-        if not row["is_known"]
-    ]
-    if fresh:
-        connection.execute(sa.insert(leases), fresh)
-    renewed = [row for row in rows if row["is_known"]]
-    if renewed:
-        connection.execute(
-            sa.update(leases)
-            .where(leases.c.id == sa.bindparam("lease"))
-            .values(
-                slot_number=sa.bindparam("slot"),
-                lease_us=sa.bindparam("start"),
-                expire_us=sa.bindparam("end"),
-            ),
-            [
-                {
-                    "lease": row["id"],
-                    "slot": row["slot_number"],
-                    "start": row["lease_us"],
-                    "end": row["expire_us"],
-                }
-                for row in renewed
-            ],
-        )
-    connection.execute(
-        sa.update(slots)
-        .where(slots.c.task_id == sa.bindparam("task"), slots.c.number == sa.bindparam("slot"))
-        .values(lease_id=sa.bindparam("lease"), free_from_us=sa.bindparam("end")),
-        [
-            {"task": row["task_id"], "slot": row["slot_number"], "lease": row["id"], "end": row["expire_us"]}
-            for row in rows
-        ],
-    )
-
-
-def leases_by_id(connection: sa.Connection, lease_ids: list[str]) -> dict[str, LeaseRecord]:
-    """The leases that exist among these ids, held until the end of the transaction."""
-    rows = connection.execute(
-        sa.select(leases, slots.c.batch_id, slots.c.lease_id.label("slot_lease_id"), tasks.c.kind)
-        .join(slots, sa.and_(slots.c.task_id == leases.c.task_id, slots.c.number == leases.c.slot_number))
-        .join(tasks, tasks.c.id == leases.c.task_id)
-        # PostgreSQL cannot even be asked for the character U+0000.
-        .where(leases.c.id.in_([lease_id for lease_id in lease_ids if "\x00" not in lease_id]))
-        .order_by(leases.c.id)  # so that two who lock several never wait for each other
-        .with_for_update(of=(leases, slots))  # of no effect on SQLite, whose transaction is the only writer
-    )
-    return {
-        row.id: LeaseRecord(
-            lease_id=row.id,
-            task_id=row.task_id,
-            batch_id=row.batch_id,
-            slot_number=row.slot_number,
-            labeler_id=row.labeler_id,
-            round=row.round,
-            shown_order=tuple(row.shown_order),
-            lease_us=row.lease_us,
-            expire_us=row.expire_us,
-            is_answered=row.is_answered,
-            is_skipped=row.is_skipped,
-            holds_slot=row.slot_lease_id == row.id,
-            kind=TaskKind(row.kind),
-        )
-        for row in rows
-    }
-
-
-def close_leases(connection: sa.Connection, answered: Sequence[LeaseRecord]) -> None:
-    """Note that these leases have their answers; their slots never open again."""
-    connection.execute(
-        sa.update(leases)
-        .where(leases.c.id.in_([lease.lease_id for lease in answered]))
-        .values(is_answered=True)
-    )
-    connection.execute(
-        sa.update(slots)
-        .where(slots.c.task_id == sa.bindparam("task"), slots.c.number == sa.bindparam("slot"))
-        .values(free_from_us=None),
-        [{"task": lease.task_id, "slot": lease.slot_number} for lease in answered],
-    )
-
-
-def give_back(connection: sa.Connection, skipped: Sequence[LeaseRecord], *, now_us: int) -> None:
-    """Return the slots of these leases to the pool; their labelers do not get the tasks again."""
-    connection.execute(
-        sa.update(leases)
-        .where(leases.c.id.in_([lease.lease_id for lease in skipped]))
-        .values(is_skipped=True, expire_us=now_us)
-    )
-    connection.execute(
-        sa.update(slots)
-        .where(slots.c.task_id == sa.bindparam("task"), slots.c.number == sa.bindparam("slot"))
-        .values(free_from_us=now_us),
-        [{"task": lease.task_id, "slot": lease.slot_number} for lease in skipped],
-    )
-
-
-def _had_by(worker: Worker, task_id: sa.ColumnElement[int]) -> sa.Exists:
-    """Whether the labeler has answered or skipped the task, or holds a slot of it now."""
-    return sa.exists().where(
-        leases.c.task_id == task_id,
-        leases.c.labeler_id == worker.labeler_id,
-        sa.or_(leases.c.is_answered, leases.c.is_skipped, leases.c.expire_us > worker.now_us),
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -316,16 +317,7 @@ def ensure_batch(
 
 def open_batches(connection: sa.Connection, *, project: str, batch: str) -> Sequence[OpenBatch]:
     """The batches that give out work, in the order in which they are worked off. Empty names take all."""
-    query = (
-        sa.select(batches, projects.c.settings.label("project_settings"))
-        .join(projects, projects.c.id == batches.c.project_id)
-        .where(~batches.c.is_closed)
-        .order_by(batches.c.priority.desc(), batches.c.id)
-    )
-    if batch:
-        query = query.where(batches.c.name == batch)
-    if project:
-        query = query.where(projects.c.name == project)
+    query = _select_open_batches(by_batch=bool(batch), by_project=bool(project))
     return [
         OpenBatch(
             batch_id=row.id,
@@ -333,8 +325,23 @@ def open_batches(connection: sa.Connection, *, project: str, batch: str) -> Sequ
             settings=batch_settings_from_json(row.settings, priority=row.priority, is_closed=row.is_closed),
             needs_onboarding=project_settings_from_json(row.project_settings).onboarding.is_needed,
         )
-        for row in connection.execute(query)
+        for row in connection.execute(query, {"batch": batch, "project": project})
     ]
+
+
+@functools.cache  # making a statement costs more than running it, and everybody who asks for work runs this
+def _select_open_batches(*, by_batch: bool, by_project: bool) -> sa.Select[Any]:
+    query = (
+        sa.select(batches, projects.c.settings.label("project_settings"))
+        .join(projects, projects.c.id == batches.c.project_id)
+        .where(~batches.c.is_closed)
+        .order_by(batches.c.priority.desc(), batches.c.id)
+    )
+    if by_batch:
+        query = query.where(batches.c.name == sa.bindparam("batch"))
+    if by_project:
+        query = query.where(projects.c.name == sa.bindparam("project"))
+    return query
 
 
 def _write_instructions(

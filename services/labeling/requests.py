@@ -14,6 +14,13 @@ import sqlalchemy as sa
 from services.labeling import schema
 from services.labeling.errors import RequestIdReusedError
 
+# Made once: every write runs them, and making a statement costs more than running it.
+_FIND = sa.select(schema.requests.c.digest, schema.requests.c.response).where(
+    schema.requests.c.method == sa.bindparam("method"),
+    schema.requests.c.request_id == sa.bindparam("request_id"),
+)
+_REMEMBER = sa.insert(schema.requests)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepeatableRequest:
@@ -39,22 +46,20 @@ def recall_any(connection: sa.Connection, request: RepeatableRequest) -> Any | N
 
 
 def _find(connection: sa.Connection, request: RepeatableRequest) -> sa.Row[Any, Any] | None:
-    table = schema.requests
     return connection.execute(
-        sa.select(table.c.digest, table.c.response).where(
-            table.c.method == request.method, table.c.request_id == request.request_id
-        )
+        _FIND, {"method": request.method, "request_id": request.request_id}
     ).one_or_none()
 
 
 def remember(connection: sa.Connection, request: RepeatableRequest, response: object, *, now_us: int) -> None:
     """Keep the answer, which must be JSON and not null."""
     connection.execute(
-        sa.insert(schema.requests).values(
-            method=request.method,
-            request_id=request.request_id,
-            digest=request.digest,
-            response=response,
-            request_us=now_us,
-        )
+        _REMEMBER,
+        {
+            "method": request.method,
+            "request_id": request.request_id,
+            "digest": request.digest,
+            "response": response,
+            "request_us": now_us,
+        },
     )

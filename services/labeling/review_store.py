@@ -19,7 +19,7 @@ from services.labeling.assignment import Draws
 from services.labeling.audit import record_act
 from services.labeling.database import Database, lock_name
 from services.labeling.errors import AnswerNotFoundError, LeaseAlreadyAnsweredError
-from services.labeling.leasing import Taken, lease_taken
+from services.labeling.leases import Taken, lease_taken
 from services.labeling.limits import Clock
 from services.labeling.message_store import Message
 from services.labeling.project_store import ProjectRecord, project_named

@@ -6,9 +6,10 @@ Only the stores call this; what the values mean is decided in ``tasks`` and ``an
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -31,8 +32,6 @@ from services.labeling.assignment import Draws, LeaseRecord
 from services.labeling.quality.records import Purpose
 from services.labeling.schema import batches, candidates, comparisons, projects, slots, tasks
 from services.labeling.tasks import Candidate, TaskDraft
-
-T = TypeVar("T")
 
 Row = dict[str, Any]  # Any: a column's value, of the type that schema.py gives it
 
@@ -71,15 +70,15 @@ def insert_rows(connection: sa.Connection, table: sa.Table, rows: Sequence[Row])
     )
 
 
-def is_one_of(
-    connection: sa.Connection, column: sa.ColumnElement[T], values: Collection[T]
-) -> sa.ColumnElement[bool]:
-    """Whether a column has one of these values. PostgreSQL gets them as one, so that their number does not
-    make another statement, which it would have to read and plan anew.
+def is_one_of(dialect: str, column: sa.ColumnElement[Any], name: str) -> sa.ColumnElement[bool]:
+    """Whether a column has one of the values that the list parameter ``name`` gives.
+
+    PostgreSQL gets them as one value, so that their number does not make another statement, which it would
+    have to read and plan anew.
     """
-    if connection.dialect.name == "postgresql":
-        return column == sa.any_(sa.literal(list(values), ARRAY(column.type)))
-    return column.in_(list(values))
+    if dialect == "postgresql":
+        return column == sa.any_(sa.bindparam(name, type_=ARRAY(column.type)))
+    return column.in_(sa.bindparam(name, expanding=True, type_=column.type))
 
 
 def insert_tasks(
@@ -143,12 +142,8 @@ def insert_tasks(
 def candidates_by_task(connection: sa.Connection, task_ids: set[int]) -> dict[int, list[Candidate]]:
     """The candidates of each task in the submitter's order."""
     found: dict[int, list[Candidate]] = {task_id: [] for task_id in task_ids}
-    rows = connection.execute(
-        sa.select(candidates)
-        .where(is_one_of(connection, candidates.c.task_id, sorted(task_ids)))
-        .order_by(candidates.c.task_id, candidates.c.position)
-    )
-    for row in rows:
+    query = _select_candidates(connection.dialect.name)
+    for row in connection.execute(query, {"task_ids": sorted(task_ids)}):
         written_by = (
             None
             if row.policy_family is None
@@ -158,6 +153,15 @@ def candidates_by_task(connection: sa.Connection, task_ids: set[int]) -> dict[in
         )
         found[row.task_id].append(Candidate(text=row.text, source=row.source, policy_version=written_by))
     return found
+
+
+@functools.cache
+def _select_candidates(dialect: str) -> sa.Select[Any]:
+    return (
+        sa.select(candidates)
+        .where(is_one_of(dialect, candidates.c.task_id, "task_ids"))
+        .order_by(candidates.c.task_id, candidates.c.position)
+    )
 
 
 def comparison_row(

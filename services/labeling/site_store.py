@@ -20,7 +20,7 @@ from services.labeling.errors import (
     LeaseExpiredError,
     LeaseNotFoundError,
 )
-from services.labeling.leasing import Taken, lease_taken, leases_by_id
+from services.labeling.leases import Taken, lease_taken, leases_by_id
 from services.labeling.limits import Clock
 from services.labeling.project_store import project_named
 from services.labeling.quality.records import Purpose

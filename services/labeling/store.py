@@ -26,15 +26,8 @@ from services.labeling.errors import (
     WrongKindError,
 )
 from services.labeling.export import ExportFilter
-from services.labeling.leasing import (
-    OpenBatch,
-    Worker,
-    close_leases,
-    give_back,
-    lease_taken,
-    leases_by_id,
-    take_tasks,
-)
+from services.labeling.leases import close_leases, give_back, lease_taken, leases_by_id
+from services.labeling.leasing import OpenBatch, Worker, take_tasks
 from services.labeling.limits import Clock
 from services.labeling.project_store import ensure_batch, open_batches, project_named
 from services.labeling.projects import BatchSettings, project_settings_from_json
