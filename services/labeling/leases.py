@@ -210,7 +210,9 @@ def _write_leases(connection: sa.Connection, rows: list[Row]) -> None:
 
 def leases_by_id(connection: sa.Connection, lease_ids: list[str]) -> dict[str, LeaseRecord]:
     """The leases that exist among these ids, held until the end of the transaction."""
-    rows = connection.execute(_LOCK_LEASES, {"lease_ids": lease_ids})
+    # PostgreSQL cannot even be asked for the character U+0000.
+    askable = [lease_id for lease_id in lease_ids if "\x00" not in lease_id]
+    rows = connection.execute(_LOCK_LEASES, {"lease_ids": askable})
     return {
         row.id: LeaseRecord(
             lease_id=row.id,
