@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Any
 from urllib.parse import urlencode
 
 import grpc
@@ -213,7 +214,7 @@ def test_strange_addresses_and_headers_are_answered(world: World) -> None:
             raw.send(f"GET /cord HTTP/1.1\r\nHost: {raw.host}\r\n{header}\r\n\r\n".encode("latin-1"))
             status = raw.status()
             if status >= 500 or status == 0:
-                wrong.append((header, status))
+                wrong.append(("GET", header, status))
     assert wrong == []
 
 
@@ -380,8 +381,9 @@ def test_methods_and_services_that_do_not_exist(world: World) -> None:
             "/x",
         ):
             for metadata in ((), bearer(TOKENS["admin"])):
+                stub: Any = channel.unary_unary(path)
                 with pytest.raises(grpc.RpcError) as caught:
-                    channel.unary_unary(path)(b"", timeout=TIMEOUT_S, metadata=metadata)
+                    stub(b"", timeout=TIMEOUT_S, metadata=metadata)
                 assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED, path
 
 

@@ -1,0 +1,424 @@
+"""Makes up requests to the labeling service: forms and addresses of every page, messages of every RPC.
+
+Everything is drawn from one source of randomness, which Hypothesis steers. Half of what is made up is nearly
+right, with ids that exist and only a little changed, so that it comes past the first checks.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from random import Random
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import httpx
+import sqlalchemy as sa
+from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
+from google.protobuf.message import Message
+
+from services.labeling import schema
+from services.labeling.accounts import Role
+from services.labeling.web.app import PAGE_TABLES
+from services.labeling.web.pages import Page
+from tests.html_pages import HtmlForm, HtmlPage
+from tests.labeling_rpcs import METHODS, Outcome, bearer, path_of, request_class
+from tests.labeling_world import NAMES, OTHER_LABELER, PROJECTS, World
+from tests.site import Person
+from tests.tokens import TOKENS
+
+PAGES = [page for table in PAGE_TABLES for page in table.pages]
+FORM = "application/x-www-form-urlencoded"
+REFRESH_EVERY = 100  # requests after which the ids that exist are looked up again
+FOLLOW_TIMEOUT_S = 0.2
+
+TEXTS = (
+    "", " ", "a", "text", "x" * 300, "x" * 10_001, "\n", "a\r\nb", "<b>&\"'", "\u202e", "\u0000", "🙂" * 50,
+    "%", "_", "'; --", "..", ".", "-", "a/b", "A" * 43, "0" * 32, "None", "null", "true", "lara", "{}", "[]",
+)  # fmt: skip
+NUMBERS = (
+    "0", "1", "2", "3", "5", "9", "10", "100", "-1", "9" * 19, "9" * 30, "1e3", "1.5", "+1", "0x1", "NaN",
+    "٣", "", "2147483648", "9223372036854775807", "9223372036854775808",
+)  # fmt: skip
+INTEGERS = (0, 1, 2, 3, 9, 10, 100, 1000, -1, -(2**31), 2**31 - 1)
+LONGS = (*INTEGERS, 2**31, 2**53, 2**63 - 1, -(2**63))
+DOUBLES = (0.0, 0.1, 0.5, 0.9, 1.0, -1.0, 1.1, 1e308, float("inf"), float("-inf"), float("nan"), 5e-324)
+JSON_LINES = (
+    '{"document": "d", "candidates": ["a", "b"]}',
+    '{"document": "d", "candidates": ["a", "b"], "purpose": "gold", "expected": [[0], [1]]}',
+    '{"document": "d", "candidates": ["a"], "kind": "edit"}',
+    '{"document": "d", "candidates": [], "kind": "write"}',
+    '{"document": "d", "candidates": ["a", "b"], "overlap": 1e9}',
+    '{"post": "p", "summaries": [{"text": "a"}, {"text": "b"}], "choice": 1, "worker": "w"}',
+    '{"chosen": "\\n\\nHuman: h\\n\\nAssistant: a", "rejected": "\\n\\nHuman: h\\n\\nAssistant: b"}',
+    '{"document": "d"}', "{", "[]", "1", "null", '"x"', "[" * 2000, "",
+)  # fmt: skip
+METHOD_NAMES = ("GET", "GET", "GET", "POST", "POST", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "FOO")
+
+
+class Fuzzer:
+    """Sends made-up requests and remembers how they ended."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.num_http = 0
+        self.num_rpcs = 0
+        self.statuses: Counter[tuple[str, int]] = Counter()  # by page
+        self.codes: Counter[tuple[str, str]] = Counter()  # by method
+        self._people: dict[str, Person] = {name: world.people[role] for role, name in NAMES.items()}
+        self._people[OTHER_LABELER] = world.other
+        self._roles = {name: role for role, name in NAMES.items()} | {OTHER_LABELER: Role.LABELER}
+        self._csrf: dict[str, str] = {}
+        self._field_names = {"csrf", "nonce", "item", "x"}
+        self._known: dict[str, list[str]] = {}
+        self._leases: dict[str, list[str]] = {}
+        self._looked_up_at = -REFRESH_EVERY
+        self._number = 0
+
+    # HTTP
+
+    def send_http(self, random: Random) -> None:
+        """One request, or two where a form is fetched first."""
+        self._refresh()
+        name = random.choice([*self._people, *self._people, "stranger"])
+        person = self._people.get(name) or self.world.site.stranger(verify=False)
+        if random.randrange(2) and name in self._people:
+            self._send_form(random, name, person)
+        else:
+            self._send_any(random, name, person)
+
+    def _send_form(self, random: Random, name: str, person: Person) -> None:
+        role = self._roles[name]
+        page = random.choice(
+            [page for page in PAGES if page.method == "GET" and role in _audience(page)] or PAGES
+        )
+        path = self._path(random, page, name)
+        answer = self._send(random, name, person, page, "GET", path)
+        forms = [form for form in HtmlPage(answer.text).forms if form.controls]
+        if not forms:
+            return
+        form = random.choice(forms)
+        self._field_names.update(control.name for control in form.controls)
+        fields = self._filled(random, form)
+        action = form.action or path
+        target = self._page_of(action, form.method.upper())
+        if form.method == "post":
+            self._send(random, name, person, target, "POST", action, fields=fields)
+        else:
+            self._send(random, name, person, target, "GET", f"{action}?{urlencode(fields)}")
+
+    def _filled(self, random: Random, form: HtmlForm) -> dict[str, str]:
+        fields = form.filled()
+        for control in form.controls:
+            if control.kind in ("radio", "select") and random.randrange(2):
+                options = control.options or [c.value for c in form.controls if c.name == control.name]
+                fields[control.name] = random.choice(list(options))
+            elif control.kind == "checkbox" and random.randrange(3) == 0:
+                fields[control.name] = control.value
+            elif control.is_typed and not control.value and random.randrange(3):
+                fields[control.name] = self._value(random, control.name)
+        for _ in range(random.choice((0, 0, 1, 2, 3))):
+            changed = random.choice(list(fields))
+            if changed != "csrf" or random.randrange(10) == 0:
+                fields[changed] = self._value(random, changed)
+        return fields
+
+    def _send_any(self, random: Random, name: str, person: Person) -> None:
+        page = random.choice(PAGES)
+        method = page.method if random.randrange(4) else random.choice(METHOD_NAMES)
+        path = self._path(random, page, name)
+        if random.randrange(4) == 0:
+            query = {random.choice(sorted(self._field_names)): self._value(random, "x") for _ in range(2)}
+            path += "?" + urlencode(
+                {**query, random.choice(("page", "batch", "before")): self._value(random, "page")}
+            )
+        fields = {
+            field: self._value(random, field)
+            for field in random.sample(sorted(self._field_names), min(8, len(self._field_names)))
+            if field != "csrf"
+        }
+        self._send(random, name, person, page, method, path, fields=fields if method != "GET" else None)
+
+    def _send(
+        self,
+        random: Random,
+        name: str,
+        person: Person,
+        page: Page | None,
+        method: str,
+        path: str,
+        *,
+        fields: dict[str, str] | None = None,
+    ) -> httpx.Response:
+        headers = {"Content-Type": FORM} if fields is not None else {}
+        if fields is not None and "csrf" not in fields and random.randrange(10):
+            fields["csrf"] = self._token(name, person)
+        body = urlencode(fields or {}).encode() if fields is not None else None
+        if body is not None and random.randrange(20) == 0:
+            body = random.choice((body[: len(body) // 2], body + b"%", body + b"&=%ff", b"\xff" + body))
+        for header, value in (
+            ("Accept", "application/json"), ("X-Andon-Swap", "1"), ("Sec-Fetch-Site", "same-origin"),
+        ):  # fmt: skip
+            if random.randrange(8) == 0:
+                headers[header] = value
+        answer = person.request(method, path, content=body, headers=headers)
+        self.num_http += 1
+        self.statuses[page.path if page is not None else "other", answer.status_code] += 1
+        assert answer.status_code < 500, (name, method, path, fields, body, answer.text[-2000:])
+        self._restore(name, person, answer)
+        return answer
+
+    def _token(self, name: str, person: Person) -> str:
+        if name not in self._people:
+            return person.csrf_of("/sign-in")
+        if name not in self._csrf:
+            self._csrf[name] = person.csrf_of("/cord")
+        return self._csrf[name]
+
+    def _restore(self, name: str, person: Person, answer: httpx.Response) -> None:
+        """Bring somebody back whose session, role or account the last request has ended."""
+        location = answer.headers.get("location", "")
+        if name not in self._people or not (
+            answer.status_code in (401, 403)
+            or location.startswith("/sign-in")
+            or "set-cookie" in answer.headers
+        ):
+            return
+        self.world.site.accounts.update_user(name, role=self._roles[name], is_closed=False, actor="fuzzer")
+        person.cookies.clear()
+        person.cookies.set("andon", self.world.site.sessions.begin(name, ended_token=None))
+        self._csrf.pop(name, None)
+
+    def _path(self, random: Random, page: Page, name: str) -> str:
+        def part(found: re.Match[str]) -> str:
+            kind = found[1]
+            if random.randrange(10) == 0:
+                return quote(random.choice(TEXTS[2:]), safe="") or "x"
+            if kind == "item":
+                kind = "task" if page.path.startswith("/projects/") else "lease"
+            if kind == "lease" and random.randrange(5):
+                return random.choice(self._leases.get(name) or self._known["lease"])
+            return quote(random.choice(self._known.get(kind) or ["1"]), safe="")
+
+        return re.sub(r"\{(\w+)(?::\w+)?\}", part, page.path)
+
+    def _value(self, random: Random, name: str) -> str:
+        kinds = {"item": "lease", "user": "user", "labeler_id": "user", "labeler": "user", "name": "user"}
+        known = self._known.get(kinds.get(name, name))
+        draw = random.randrange(10)
+        if name in ("tasks", "rows") and draw < 8:
+            return "\n".join(random.choice(JSON_LINES) for _ in range(random.randrange(1, 4)))
+        if known and draw < 6:
+            return random.choice(known)
+        if draw < 7:
+            return random.choice(NUMBERS)
+        if draw < 8:
+            return random.choice(random.choice(list(self._known.values())) or ["x"])
+        if draw < 9:
+            return "".join(
+                chr(random.choice((random.randrange(32, 127), random.randrange(160, 0xD800))))
+                for _ in range(6)
+            )
+        return random.choice(TEXTS)
+
+    def _page_of(self, action: str, method: str) -> Page | None:
+        path = action.partition("?")[0]
+        for page in PAGES:
+            if page.method == method and re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", page.path), path):
+                return page
+        return None
+
+    # RPCs
+
+    def send_rpc(self, random: Random) -> None:
+        """One call."""
+        self._refresh()
+        method = random.choice(list(METHODS.values()))
+        by = random.choice([*TOKENS, *TOKENS, "nobody"])
+        metadata = bearer(TOKENS[by]) if by != "nobody" else ()
+        requests: list[Message | bytes] = [
+            self._message(random, method, by)
+            for _ in range(random.choice((1, 1, 2, 0)) if method.client_streaming else 1)
+        ]
+        if random.randrange(25) == 0 and requests:
+            first = requests[0]
+            raw = first.SerializeToString() if isinstance(first, Message) else first
+            requests[0] = random.choice((raw[: len(raw) // 2], raw + b"\xff", b"\x00" + raw, raw * 2))
+        follows = any(getattr(request, "follow", False) for request in requests) or not isinstance(
+            requests[0] if requests else b"", Message
+        )
+        outcome = self.world.rpcs.call(
+            method,
+            *requests,
+            metadata=metadata,
+            max_answers=random.choice((1, 3, 1000)) if method.name != "WatchCord" else 1,
+            timeout_s=FOLLOW_TIMEOUT_S if follows and method.server_streaming else 30.0,
+        )
+        self.num_rpcs += 1
+        self.codes[path_of(method), outcome.code] += 1
+        self._check(method, by, requests, outcome, may_take_too_long=follows and method.server_streaming)
+
+    def _check(
+        self,
+        method: MethodDescriptor,
+        by: str,
+        requests: list[Message | bytes],
+        outcome: Outcome,
+        *,
+        may_take_too_long: bool,
+    ) -> None:
+        allowed = {
+            "OK", "INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED", "UNAUTHENTICATED",
+            "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED",
+        }  # fmt: skip
+        if may_take_too_long:
+            allowed |= {"DEADLINE_EXCEEDED"}
+        assert outcome.code in allowed, (method.full_name, by, requests, outcome)
+        if outcome.code not in ("OK", "DEADLINE_EXCEEDED"):
+            assert outcome.reason, (method.full_name, by, requests, outcome)
+
+    def _message(self, random: Random, method: MethodDescriptor, by: str) -> Message:
+        request = request_class(method)()
+        self._fill(random, request, depth=0)
+        if method.name in ("SubmitAnswers", "SkipTasks") and random.randrange(4):
+            self._aim(random, request, by)
+        return request
+
+    def _aim(self, random: Random, request: Any, by: str) -> None:
+        """Let an answer be about leases of whoever answers."""
+        labeler = by if by in ("lara", "rita") else random.choice([*self._leases, "lara"])
+        request.labeler_id = labeler
+        leases = self._leases.get(labeler)
+        if not leases:
+            return
+        entries = request.answers if hasattr(request, "answers") else request.skips
+        for entry in entries:
+            entry.lease_id = random.choice(leases)
+
+    def _fill(self, random: Random, message: Message, *, depth: int) -> None:
+        for field in message.DESCRIPTOR.fields:
+            if random.randrange(10) < 2:
+                continue
+            if field.is_repeated:
+                number = random.choice((1, 2, 2, 2, 3, 0, 9) if field.name == "candidates" else (0, 1, 1, 2))
+                values = getattr(message, field.name)
+                for _ in range(number if depth < 5 else 0):
+                    if field.message_type is not None:
+                        self._fill(random, values.add(), depth=depth + 1)
+                    else:
+                        values.append(self._scalar(random, field))
+            elif field.message_type is not None:
+                inner = getattr(message, field.name)
+                inner.SetInParent()
+                if _is_time(field.message_type):
+                    inner.seconds = random.choice((1, 60, 3600, 0, -1, 2**62, 315_576_000_001))
+                    inner.nanos = random.choice((0, 0, 1, 999_999_999, -1, 2**31 - 1))
+                elif depth < 5:
+                    self._fill(random, inner, depth=depth + 1)
+            else:
+                setattr(message, field.name, self._scalar(random, field))
+
+    def _scalar(self, random: Random, field: Any) -> Any:  # Any: two classes of descriptors, one interface
+        if field.type == FieldDescriptor.TYPE_STRING:
+            return self._string(random, field.name)
+        if field.type == FieldDescriptor.TYPE_BOOL:
+            return random.randrange(2) == 1
+        if field.type == FieldDescriptor.TYPE_DOUBLE:
+            return random.choice(DOUBLES)
+        if field.enum_type is not None:
+            known = [value.number for value in field.enum_type.values]
+            return random.choice([*known, *known, *known, -1, 99])
+        if field.name in ("best_index", "candidate_indices", "round", "fold") and random.randrange(8):
+            return random.randrange(3)
+        if field.name in ("confidence", "preference", "accuracy", "coverage", "coherence", "overall"):
+            return random.choice((0, 1, 5, 7, 7, 9, -1, 10))
+        if field.name == "max_tasks":
+            return random.choice((0, 1, 2, 5, 1000, 1001, -1))
+        return random.choice(LONGS if field.type == FieldDescriptor.TYPE_INT64 else INTEGERS)
+
+    def _string(self, random: Random, name: str) -> str:
+        draw = random.randrange(10)
+        if name == "request_id" and draw < 8:
+            self._number += 1
+            return f"request-{self._number}"
+        kinds = {
+            "labeler_id": "user",
+            "actor": "user",
+            "name": "user",
+            "page_token": "user",
+            "lease_id": "lease",
+        }
+        known = self._known.get(kinds.get(name, name))
+        if known and draw < 8:
+            return random.choice(known)
+        if draw < 7:
+            return random.choice(("text", "a b c", "another text", "x" * 64))
+        return random.choice(TEXTS)
+
+    # What exists
+
+    def _refresh(self) -> None:
+        if self.num_http + self.num_rpcs - self._looked_up_at < REFRESH_EVERY:
+            return
+        self._looked_up_at = self.num_http + self.num_rpcs
+        rows = self.world.rows
+        newest = sa.select(schema.leases).order_by(schema.leases.c.lease_us.desc()).limit(200)
+        leases = rows(newest)
+        self._leases = {}
+        for lease in leases:
+            self._leases.setdefault(lease.labeler_id, []).append(lease.id)
+        self._known = {
+            "lease": [lease.id for lease in leases] or ["0" * 32],
+            "task": _last(rows, schema.tasks.c.id),
+            "answer": _last(rows, schema.comparisons.c.id),
+            "project": [*PROJECTS, *PROJECTS, "default", *_last(rows, schema.projects.c.name, 20), "nothing"],
+            "batch": [f"{name}.1" for name in PROJECTS] + [*_last(rows, schema.batches.c.name, 20), "new.1"],
+            "user": [*self._people, "somebody", "new-user", ""],
+            "role": ["labeler", "researcher", "admin", "service", ""],
+            "invitation": _last(rows, schema.invitations.c.token_sha256, 20),
+            "token": [*self._new_links(), "A" * 43],
+            "days": ["1", "7", "90", "91", ""],
+            "reason": ["subject", "other", "because", ""],
+            "state": ["open", "closed", ""],
+            "preference": [str(number) for number in range(1, 10)],
+            "text": ["some words", ""],
+            "version": ["1", "2", "0"],
+            "weights_sha256": ["", "ab" * 32, "x"],
+            "tasks": list(JSON_LINES),
+        }  # fmt: skip
+
+    def _new_links(self) -> list[str]:
+        accounts = self.world.site.accounts
+        return [accounts.invite(role=Role.LABELER, user_name="", created_by="fuzzer").secret]
+
+    def summary(self) -> str:
+        """How many requests ended how."""
+        by_status: Counter[int] = Counter()
+        for (_page, status), number in self.statuses.items():
+            by_status[status] += number
+        by_code: Counter[str] = Counter()
+        for (_method, code), number in self.codes.items():
+            by_code[code] += number
+        return json.dumps(
+            {
+                "http": self.num_http,
+                "rpcs": self.num_rpcs,
+                "statuses": dict(sorted(by_status.items())),
+                "codes": dict(sorted(by_code.items())),
+                "pages": len({page for page, _status in self.statuses}),
+            }
+        )
+
+
+def _last(rows: Any, column: sa.Column[Any], number: int = 100) -> list[str]:
+    query = sa.select(column).order_by(column.desc()).limit(number)
+    return [str(row[0]) for row in rows(query)] or ["1"]
+
+
+def _audience(page: Page) -> frozenset[Role]:
+    return page.roles if isinstance(page.roles, frozenset) else frozenset(Role)
+
+
+def _is_time(message: Any) -> bool:  # Any: as above
+    return message.full_name in ("google.protobuf.Duration", "google.protobuf.Timestamp")
