@@ -142,6 +142,8 @@
     } else if (isSkipping() && !skip().contains(event.target)) {
       skip().open = false;
     }
+    // A mouse leaves the focus on a button, where Enter would press it again instead of submitting.
+    if (event.detail && event.target.closest("#answer-form button")) document.querySelector("main").focus({ preventScroll: true });
   });
 
   // ---- From a key to its entry
