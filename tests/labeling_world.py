@@ -85,7 +85,9 @@ class World:
         with self.site.database.engine.connect() as connection:
             return list(connection.execute(query))
 
-    def leases_of(self, name: str, *, project: str | None = None, only_answered: bool = False) -> list[str]:
+    def leases_of(
+        self, name: str, *, project: str | None = None, kind: str | None = None, only_answered: bool = False
+    ) -> list[str]:
         """The person's leases, oldest first."""
         query = (
             sa.select(schema.leases.c.id)
@@ -97,6 +99,8 @@ class World:
         )
         if project is not None:
             query = query.where(schema.projects.c.name == project)
+        if kind is not None:
+            query = query.where(schema.tasks.c.kind == kind)
         if only_answered:
             query = query.where(schema.leases.c.is_answered)
         return [row.id for row in self.rows(query)]
@@ -246,7 +250,8 @@ class World:
         assert self.must("ImportComparisons", request, by="service").recorded_count == 1
 
     def _correct(self, person: Person, write: Write) -> None:
-        lease = self.leases_of(NAMES[Role.LABELER], project=PAIRS, only_answered=True)[0]
+        name = NAMES[Role.LABELER]
+        lease = self.leases_of(name, project=PAIRS, kind="compare", only_answered=True)[0]
         path = f"/work/{PAIRS}/item/{lease}"
         (form,) = [form for form in HtmlPage(person.get(path).text).forms if form.action == path]
         changes = {name: write(f"corrected {name}") for name in form.typed_names}
