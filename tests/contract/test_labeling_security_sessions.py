@@ -36,7 +36,6 @@ EVIL_TARGETS = (
     f"https:{EVIL}",
     f"https:/{EVIL}",
     f"http:///{EVIL}",
-    f"/\x00/{EVIL}",
     f"/%0a/{EVIL}",
     f"/%09/{EVIL}",
     f"/..//{EVIL}",
@@ -232,6 +231,8 @@ def test_signing_in_leads_only_to_pages_of_the_site(world: World) -> None:
             goes = urlsplit(browsers_target(base, location))
             assert (goes.scheme, goes.netloc) == ("http", urlsplit(base).netloc), target
             assert "set-cookie" not in answer.headers
+    # A character that no page takes in an address leads nowhere at all.
+    assert signed_in.get("/sign-in", params={"next": f"/\x00/{EVIL}"}).status_code == 400
     # The same for what the form itself sends.
     person = world.site.stranger()
     for target in EVIL_TARGETS[:8]:
