@@ -18,7 +18,9 @@ import sqlalchemy as sa
 from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
 from google.protobuf.message import Message
 
+from andon.api.labeling.v1 import labeling_service_pb2 as pb
 from services.labeling import schema
+from services.labeling.access import ROLES_BY_METHOD
 from services.labeling.accounts import Role
 from services.labeling.web.app import PAGE_TABLES
 from services.labeling.web.pages import Page
@@ -26,11 +28,11 @@ from tests.html_pages import HtmlForm, HtmlPage
 from tests.labeling_rpcs import METHODS, Outcome, bearer, path_of, request_class
 from tests.labeling_world import NAMES, OTHER_LABELER, PROJECTS, World
 from tests.site import Person
-from tests.tokens import TOKENS
+from tests.tokens import ROLES, TOKENS
 
 PAGES = [page for table in PAGE_TABLES for page in table.pages]
 FORM = "application/x-www-form-urlencoded"
-REFRESH_EVERY = 100  # requests after which the ids that exist are looked up again
+REFRESH_EVERY = 40  # requests after which the ids that exist are looked up again
 FOLLOW_TIMEOUT_S = 0.2
 
 TEXTS = (
@@ -73,6 +75,9 @@ class Fuzzer:
         self._field_names = {"csrf", "nonce", "item", "x"}
         self._known: dict[str, list[str]] = {}
         self._leases: dict[str, list[str]] = {}
+        self._leases_in: dict[tuple[str, str], list[str]] = {}
+        self._tasks: dict[str, list[str]] = {}  # of projects
+        self._open: dict[str, list[tuple[str, list[int]]]] = {}
         self._looked_up_at = -REFRESH_EVERY
         self._number = 0
 
@@ -81,7 +86,7 @@ class Fuzzer:
     def send_http(self, random: Random) -> None:
         """One request, or two where a form is fetched first."""
         self._refresh()
-        name = random.choice([*self._people, *self._people, "stranger"])
+        name = random.choice([*self._people, *self._people, *self._people, "stranger"])
         person = self._people.get(name) or self.world.site.stranger(verify=False)
         if random.randrange(2) and name in self._people:
             self._send_form(random, name, person)
@@ -98,7 +103,9 @@ class Fuzzer:
         forms = [form for form in HtmlPage(answer.text).forms if form.controls]
         if not forms:
             return
-        form = random.choice(forms)
+        # Every page has those of the header.
+        own = [form for form in forms if form.action not in ("/cord/pull", "/sign-out")]
+        form = random.choice(own if own and random.randrange(10) else forms)
         self._field_names.update(control.name for control in form.controls)
         fields = self._filled(random, form)
         action = form.action or path
@@ -125,8 +132,10 @@ class Fuzzer:
         return fields
 
     def _send_any(self, random: Random, name: str, person: Person) -> None:
-        page = random.choice(PAGES)
-        method = page.method if random.randrange(4) else random.choice(METHOD_NAMES)
+        role = self._roles.get(name)
+        allowed = [page for page in PAGES if role in _audience(page)]
+        page = random.choice(allowed if allowed and random.randrange(5) else PAGES)
+        method = page.method if random.randrange(10) else random.choice(METHOD_NAMES)
         path = self._path(random, page, name)
         if random.randrange(4) == 0:
             query = {random.choice(sorted(self._field_names)): self._value(random, "x") for _ in range(2)}
@@ -173,6 +182,8 @@ class Fuzzer:
         if name not in self._people:
             return person.csrf_of("/sign-in")
         if name not in self._csrf:
+            if person.get("/cord").status_code != 200:  # an RPC may have closed the account
+                self._renew(name, person)
             self._csrf[name] = person.csrf_of("/cord")
         return self._csrf[name]
 
@@ -185,21 +196,30 @@ class Fuzzer:
             or "set-cookie" in answer.headers
         ):
             return
+        self._renew(name, person)
+
+    def _renew(self, name: str, person: Person) -> None:
         self.world.site.accounts.update_user(name, role=self._roles[name], is_closed=False, actor="fuzzer")
         person.cookies.clear()
         person.cookies.set("andon", self.world.site.sessions.begin(name, ended_token=None))
         self._csrf.pop(name, None)
 
     def _path(self, random: Random, page: Page, name: str) -> str:
+        """An address of the page; its parts mostly belong together."""
+        project = random.choice(PROJECTS if random.randrange(4) else self._known["project"])
+
         def part(found: re.Match[str]) -> str:
             kind = found[1]
-            if random.randrange(10) == 0:
+            if random.randrange(12) == 0:
                 return quote(random.choice(TEXTS[2:]), safe="") or "x"
+            if kind == "project":
+                return project
             if kind == "item":
                 kind = "task" if page.path.startswith("/projects/") else "lease"
-            if kind == "lease" and random.randrange(5):
-                return random.choice(self._leases.get(name) or self._known["lease"])
-            return quote(random.choice(self._known.get(kind) or ["1"]), safe="")
+            own = {"batch": [f"{project}.1"], "task": self._tasks.get(project)}
+            own["lease"] = self._leases_in.get((name, project))
+            choices = (own.get(kind) if random.randrange(5) else None) or self._known.get(kind) or ["1"]
+            return quote(random.choice(choices), safe="")
 
         return re.sub(r"\{(\w+)(?::\w+)?\}", part, page.path)
 
@@ -208,7 +228,8 @@ class Fuzzer:
         known = self._known.get(kinds.get(name, name))
         draw = random.randrange(10)
         if name in ("tasks", "rows") and draw < 8:
-            return "\n".join(random.choice(JSON_LINES) for _ in range(random.randrange(1, 4)))
+            lines = JSON_LINES[:4] if random.randrange(2) else JSON_LINES
+            return "\n".join(random.choice(lines) for _ in range(random.randrange(1, 4)))
         if known and draw < 6:
             return random.choice(known)
         if draw < 7:
@@ -235,7 +256,8 @@ class Fuzzer:
         """One call."""
         self._refresh()
         method = random.choice(list(METHODS.values()))
-        by = random.choice([*TOKENS, *TOKENS, "nobody"])
+        allowed = [name for name in TOKENS if ROLES[name] in ROLES_BY_METHOD[path_of(method)]]
+        by = random.choice(allowed if random.randrange(6) else [*TOKENS, "nobody"])
         metadata = bearer(TOKENS[by]) if by != "nobody" else ()
         requests: list[Message | bytes] = [
             self._message(random, method, by)
@@ -279,45 +301,89 @@ class Fuzzer:
             assert outcome.reason, (method.full_name, by, requests, outcome)
 
     def _message(self, random: Random, method: MethodDescriptor, by: str) -> Message:
-        request = request_class(method)()
-        self._fill(random, request, depth=0)
-        if method.name in ("SubmitAnswers", "SkipTasks") and random.randrange(4):
-            self._aim(random, request, by)
-        return request
+        good = self._good_message(random, method.name, by) if random.randrange(2) else None
+        if good is None:
+            request = request_class(method)()
+            self._fill(random, request, depth=0)
+            return request
+        for _ in range(random.choice((0, 0, 1, 2))):
+            self._disturb(random, good)
+        return good
 
-    def _aim(self, random: Random, request: Any, by: str) -> None:
-        """Let an answer be about leases of whoever answers."""
-        labeler = by if by in ("lara", "rita") else random.choice([*self._leases, "lara"])
-        request.labeler_id = labeler
-        leases = self._leases.get(labeler)
-        if not leases:
+    def _good_message(self, random: Random, name: str, by: str) -> Message | None:
+        """A request that is right as it stands, for the methods that chance alone would not get right."""
+        self._number += 1
+        request_id = f"request-{self._number}"
+        if name == "SubmitTasks":
+            kinds: tuple[dict[str, Any], ...] = ({}, {}, {"purpose": pb.TASK_PURPOSE_CALIBRATION})
+            fields = {"overlap_count": random.choice((1, 2, 3)), **random.choice(kinds)}
+            return self.world.tasks(
+                lambda field: f"{field} {self._number}", random.choice((1, 2, 5)), **fields
+            )
+        if name == "ImportComparisons":
+            row = pb.ImportedComparison(document=f"d{random.randrange(20)}", choice=pb.Choice(best_index=0))
+            row.candidates.extend([pb.Candidate(text="a"), pb.Candidate(text="b")])
+            row.labeler_id = random.choice(("somebody", "w1", "w2"))
+            return pb.ImportComparisonsRequest(
+                request_id=request_id, project=PROJECTS[0], batch="imported.1", comparisons=[row]
+            )
+        labelers = [by] if by in ("lara", "rita") else [*self._open, by]
+        labeler = random.choice(labelers)
+        if name == "LeaseTasks":
+            return pb.LeaseTasksRequest(labeler_id=labeler, max_tasks=random.choice((1, 2)))
+        leases = self._open.get(labeler)
+        if name not in ("SubmitAnswers", "SkipTasks") or not leases:
+            return None
+        lease_id, order = leases.pop() if random.randrange(4) else random.choice(leases)
+        if name == "SkipTasks":
+            skip = pb.SkippedTask(lease_id=lease_id, reason="because")
+            return pb.SkipTasksRequest(request_id=request_id, labeler_id=labeler, skips=[skip])
+        answer = pb.Answer(lease_id=lease_id)
+        places = list(range(len(order)))
+        random.shuffle(places)
+        answer.ranking.tiers.extend(pb.Tier(candidate_indices=[place]) for place in places)
+        return pb.SubmitAnswersRequest(request_id=request_id, labeler_id=labeler, answers=[answer])
+
+    def _disturb(self, random: Random, message: Message) -> None:
+        """Make one field of the message, or of one inside it, something else."""
+        fields: list[Any] = list(message.DESCRIPTOR.fields)
+        if not fields:
             return
-        entries = request.answers if hasattr(request, "answers") else request.skips
-        for entry in entries:
-            entry.lease_id = random.choice(leases)
+        field = random.choice(fields)
+        inner = getattr(message, field.name)
+        if field.message_type is not None and random.randrange(2):
+            if not field.is_repeated:
+                self._disturb(random, inner)
+            elif inner:
+                self._disturb(random, random.choice(list(inner)))
+            return
+        message.ClearField(field.name)
+        self._fill_field(random, message, field, depth=1)
 
     def _fill(self, random: Random, message: Message, *, depth: int) -> None:
         for field in message.DESCRIPTOR.fields:
-            if random.randrange(10) < 2:
-                continue
-            if field.is_repeated:
-                number = random.choice((1, 2, 2, 2, 3, 0, 9) if field.name == "candidates" else (0, 1, 1, 2))
-                values = getattr(message, field.name)
-                for _ in range(number if depth < 5 else 0):
-                    if field.message_type is not None:
-                        self._fill(random, values.add(), depth=depth + 1)
-                    else:
-                        values.append(self._scalar(random, field))
-            elif field.message_type is not None:
-                inner = getattr(message, field.name)
-                inner.SetInParent()
-                if _is_time(field.message_type):
-                    inner.seconds = random.choice((1, 60, 3600, 0, -1, 2**62, 315_576_000_001))
-                    inner.nanos = random.choice((0, 0, 1, 999_999_999, -1, 2**31 - 1))
-                elif depth < 5:
-                    self._fill(random, inner, depth=depth + 1)
-            else:
-                setattr(message, field.name, self._scalar(random, field))
+            if random.randrange(10) >= 2:
+                self._fill_field(random, message, field, depth=depth)
+
+    def _fill_field(self, random: Random, message: Message, field: Any, *, depth: int) -> None:
+        if field.is_repeated:
+            number = random.choice((1, 2, 2, 2, 3, 0, 9) if field.name == "candidates" else (0, 1, 1, 2))
+            values = getattr(message, field.name)
+            for _ in range(number if depth < 5 else 0):
+                if field.message_type is not None:
+                    self._fill(random, values.add(), depth=depth + 1)
+                else:
+                    values.append(self._scalar(random, field))
+        elif field.message_type is not None:
+            inner = getattr(message, field.name)
+            inner.SetInParent()
+            if _is_time(field.message_type):
+                inner.seconds = random.choice((1, 60, 3600, 0, -1, 2**62, 315_576_000_001))
+                inner.nanos = random.choice((0, 0, 1, 999_999_999, -1, 2**31 - 1))
+            elif depth < 5:
+                self._fill(random, inner, depth=depth + 1)
+        else:
+            setattr(message, field.name, self._scalar(random, field))
 
     def _scalar(self, random: Random, field: Any) -> Any:  # Any: two classes of descriptors, one interface
         if field.type == FieldDescriptor.TYPE_STRING:
@@ -363,11 +429,21 @@ class Fuzzer:
             return
         self._looked_up_at = self.num_http + self.num_rpcs
         rows = self.world.rows
-        newest = sa.select(schema.leases).order_by(schema.leases.c.lease_us.desc()).limit(200)
-        leases = rows(newest)
-        self._leases = {}
+        tasks, batches, projects = schema.tasks, schema.batches, schema.projects
+        with_project = (
+            sa.select(schema.leases, projects.c.name.label("project"))
+            .join(tasks, tasks.c.id == schema.leases.c.task_id)
+            .join(batches, batches.c.id == tasks.c.batch_id)
+            .join(projects, projects.c.id == batches.c.project_id)
+        )
+        leases = rows(with_project.order_by(schema.leases.c.lease_us.desc()).limit(200))
+        self._leases, self._leases_in, self._tasks, self._open = {}, {}, {}, {}
         for lease in leases:
             self._leases.setdefault(lease.labeler_id, []).append(lease.id)
+            self._leases_in.setdefault((lease.labeler_id, lease.project), []).append(lease.id)
+            self._tasks.setdefault(lease.project, []).append(str(lease.task_id))
+            if not lease.is_answered and not lease.is_skipped and lease.shown_order:
+                self._open.setdefault(lease.labeler_id, []).append((lease.id, lease.shown_order))
         self._known = {
             "lease": [lease.id for lease in leases] or ["0" * 32],
             "task": _last(rows, schema.tasks.c.id),

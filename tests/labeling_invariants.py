@@ -53,10 +53,12 @@ def _slots(tables: Tables) -> list[str]:
         if task.overlap_count and not imported:
             if sorted(slot.number for slot in own) != list(range(task.overlap_count)):
                 problems.append(f"task {task.id} asks for {task.overlap_count} and has {len(own)} slots")
+            # Researchers' own judgements and repeats have slots of their own, and do not count.
+            numbers = {slot.number for slot in own}
             people = {
                 one.labeler_id
                 for one in tables["leases"]
-                if one.task_id == task.id and one.is_answered and one.round == 0
+                if one.task_id == task.id and one.is_answered and one.slot_number in numbers
             }
             if len(people) > task.overlap_count:
                 problems.append(f"task {task.id} asks for {task.overlap_count} and has {len(people)} people")

@@ -38,7 +38,7 @@ def repeat(act: Callable[[Random], None], number: int, *, is_always_the_same: bo
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @given(st.randoms(use_true_random=False))
+    @given(st.randoms(use_true_random=True))
     def run(random: Random) -> None:
         act(random)
 
@@ -83,9 +83,9 @@ def check_world(world: World, fuzzer: Fuzzer) -> None:
 
 def test_a_few_hundred_made_up_requests(server_loop: asyncio.AbstractEventLoop, tmp_path: Path) -> None:
     with serve_world(server_loop, f"sqlite:///{tmp_path}/labeling.sqlite3", tmp_path) as world:
-        fuzzer = fuzz(world, rounds=1, acts_per_round=120, is_always_the_same=True)
+        fuzzer = fuzz(world, rounds=1, acts_per_round=100, is_always_the_same=True)
         check_world(world, fuzzer)
-    assert fuzzer.num_http + fuzzer.num_rpcs >= 240
+    assert fuzzer.num_http + fuzzer.num_rpcs >= 200
 
 
 @pytest.mark.slow

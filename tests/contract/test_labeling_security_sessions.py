@@ -222,17 +222,16 @@ def test_signing_in_leads_only_to_pages_of_the_site(world: World) -> None:
     with_password(world, "hal")
     signed_in, base = world.people[Role.LABELER], world.site.url
     for target in EVIL_TARGETS:
-        answers = [signed_in.get("/sign-in", params={"next": target})]
-        form = HtmlPage(world.site.stranger().get("/sign-in", params={"next": target}).text)
-        (shown,) = [form.filled()["next"] for form in form.forms if form.action == "/sign-in"]
-        assert urlsplit(browsers_target(base, shown)).netloc == urlsplit(base).netloc
-        for answer in answers:
-            location = answer.headers["location"]
+        shown = world.site.stranger().get("/sign-in", params={"next": target})
+        sent_on = signed_in.get("/sign-in", params={"next": target})
+        if "\x00" in target:
+            assert (shown.status_code, sent_on.status_code) == (400, 400)
+            continue
+        (form,) = [form for form in HtmlPage(shown.text).forms if form.action == "/sign-in"]
+        for location in (form.filled()["next"], sent_on.headers["location"]):
             goes = urlsplit(browsers_target(base, location))
             assert (goes.scheme, goes.netloc) == ("http", urlsplit(base).netloc), target
-            assert "set-cookie" not in answer.headers
-    # A character that no page takes in an address leads nowhere at all.
-    assert signed_in.get("/sign-in", params={"next": f"/\x00/{EVIL}"}).status_code == 400
+        assert "set-cookie" not in sent_on.headers
     # The same for what the form itself sends.
     person = world.site.stranger()
     for target in EVIL_TARGETS[:8]:

@@ -67,7 +67,7 @@ def hostile(field: str) -> str:
     return f"{HOSTILE} [{field}]"
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+@pytest.fixture(scope="module", params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
 def world(
     request: pytest.FixtureRequest,
     server_loop: asyncio.AbstractEventLoop,
