@@ -218,7 +218,9 @@
     if (!parts.length) return;
     const mark = () => {
       const passed = parts.filter((part) => part.getBoundingClientRect().top < 120);
-      const current = passed.length ? passed[passed.length - 1] : parts[0];
+      // The last part may be too short to come to the top.
+      const isAtEnd = scrollY > 0 && innerHeight + scrollY >= document.documentElement.scrollHeight - 2;
+      const current = isAtEnd ? parts[parts.length - 1] : passed.length ? passed[passed.length - 1] : parts[0];
       for (const tab of tabs) {
         if (tab.hash === `#${current.id}`) tab.setAttribute("aria-current", "true");
         else tab.removeAttribute("aria-current");
