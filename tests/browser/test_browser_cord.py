@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from playwright.sync_api import expect
 
@@ -9,6 +11,7 @@ from services.labeling.accounts import Role
 from services.labeling.cord import CordAction
 from services.labeling.cord_store import CordStore
 from services.labeling.service import now_us
+from tests.browser.chromium import DESKTOP, PHONE
 from tests.browser.conftest import Visit
 from tests.browser.projects import answers, item, make_project
 from tests.site import SiteUnderTest
@@ -80,6 +83,34 @@ def test_the_cord_is_pulled_by_mouse_and_asks_for_a_reason(site: SiteUnderTest, 
     pull.click()
     expect(page.get_by_text("You pulled the cord.")).to_be_visible()
     assert cord.last() is not None
+
+
+@pytest.mark.parametrize("device", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_the_cord_stays_in_view_however_far_somebody_reads(
+    site: SiteUnderTest, visit: Visit, device: dict[str, Any]
+) -> None:
+    make_project(site, "ranks", [item(1, 9, more=" And so on." * 40)])
+    person = visit("ann", **device)
+    page = person.open("/work/ranks")
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    page.wait_for_function("scrollY > 1000")
+    button = page.locator("details.cord > summary")
+    expect(button).to_be_in_viewport(ratio=1)
+    button.click()
+    expect(page.get_by_label("Why must training stop?")).to_be_in_viewport(ratio=1)
+
+
+def test_tabs_on_a_phone_lead_to_each_part_and_say_where_one_is(site: SiteUnderTest, visit: Visit) -> None:
+    make_project(site, "ranks", [item(1, 3, more=" And so on." * 40)])
+    person = visit("ann", **PHONE)
+    page = person.open("/work/ranks")
+    tabs = page.locator(".item-tabs a")
+    assert tabs.all_inner_texts() == ["Post", "A", "B", "C", "Answer"]
+    for number, part in enumerate(("#post", "#slot-A", "#slot-B", "#slot-C", "#answer")):
+        tabs.nth(number).tap()
+        expect(tabs.nth(number)).to_have_attribute("aria-current", "true")
+        expect(page.locator(part)).to_be_in_viewport()
+        expect(page.locator(".item-tabs")).to_be_in_viewport(ratio=1)
 
 
 def test_the_cord_pulled_elsewhere_shows_with_the_next_item(site: SiteUnderTest, visit: Visit) -> None:
