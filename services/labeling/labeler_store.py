@@ -146,9 +146,11 @@ class LabelerStore:
             query = sa.select(answered.c.lease_id).order_by(
                 answered.c.answer_us.desc(), answered.c.lease_id.desc()
             )
-            this = connection.execute(
-                sa.select(answered).where(answered.c.lease_id == lease_id)
-            ).one_or_none()
+            this = None
+            if lease_id:
+                this = connection.execute(
+                    sa.select(answered).where(answered.c.lease_id == lease_id)
+                ).one_or_none()
             if this is not None:
                 query = query.where(
                     sa.or_(

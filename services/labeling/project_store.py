@@ -256,7 +256,7 @@ class ProjectStore:
 
 def find_project(connection: sa.Connection, name: str) -> ProjectRecord | None:
     """The project of this name, if there is one."""
-    row = connection.execute(_select_projects().where(projects.c.name == name)).one_or_none()
+    row = connection.execute(_select_project_named(), {"name": name}).one_or_none()
     return None if row is None else _project(row)
 
 
@@ -375,6 +375,11 @@ def _select_projects() -> sa.Select[Any]:
             instructions.c.version == projects.c.instructions_version,
         ),
     )
+
+
+@functools.cache  # every page of an item runs it
+def _select_project_named() -> sa.Select[Any]:
+    return _select_projects().where(projects.c.name == sa.bindparam("name"))
 
 
 def _project(row: sa.Row[Any]) -> ProjectRecord:

@@ -36,6 +36,17 @@ from services.labeling.schema import sessions, sign_in_failures, users
 _KNOWN = "known:"  # keys of addresses from which an account was signed in to
 _FAILURES = "sign_in_failures"  # the lock under which they are counted: passwords are slower anyway
 _SEEN_EVERY_US = 60_000_000  # the time of the last request is kept this exactly
+# Made once: every page runs it, and making a statement costs more than running it.
+_FIND = (
+    sa.select(sessions, users.c.role, users.c.is_closed, users.c.create_us.label("user_us"))
+    .join(users, users.c.name == sessions.c.user_name)
+    .where(
+        sessions.c.token_sha256 == sa.bindparam("token_sha256"),
+        sessions.c.expire_us > sa.bindparam("now_us"),
+        sessions.c.seen_us > sa.bindparam("seen_after_us"),
+        users.c.is_closed.is_(sa.false()),
+    )
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,14 +82,12 @@ class SessionStore:
         def work(connection: sa.Connection) -> Session | None:
             now_us = self._clock()
             row = connection.execute(
-                sa.select(sessions, users.c.role, users.c.is_closed, users.c.create_us.label("user_us"))
-                .join(users, users.c.name == sessions.c.user_name)
-                .where(
-                    sessions.c.token_sha256 == hash_secret(token),
-                    sessions.c.expire_us > now_us,
-                    sessions.c.seen_us > now_us - self._times.idle_us,
-                    users.c.is_closed.is_(sa.false()),
-                )
+                _FIND,
+                {
+                    "token_sha256": hash_secret(token),
+                    "now_us": now_us,
+                    "seen_after_us": now_us - self._times.idle_us,
+                },
             ).one_or_none()
             if row is None:
                 return None

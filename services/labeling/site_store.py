@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from services.labeling.answers import AnswerDraft, Comparison, Origin, in_task_order
-from services.labeling.assignment import Draws, LeaseOrder, LeaseRecord, Pool, check_may_answer
+from services.labeling.assignment import Draws, LeaseOrder, LeaseRecord, check_may_answer
 from services.labeling.database import Database, take_numbers
 from services.labeling.errors import (
     AnswerExportedError,
@@ -30,7 +30,6 @@ from services.labeling.rows import (
     candidates_by_task,
     comparison_of,
     comparison_row,
-    id_of_batch,
     is_superseded,
     select_comparisons,
     tiers_from_json,
@@ -48,6 +47,54 @@ from services.labeling.store import LabelingStore, is_exported
 from services.labeling.tasks import ONBOARDING_PURPOSES, TaskKind, Tiers
 
 SITE_KINDS = (TaskKind.COMPARE, TaskKind.WRITE, TaskKind.EDIT)
+
+# Made once: every page of an item runs them, and making a statement costs more than running it.
+_FIND_OPEN_LEASE = (
+    sa.select(leases.c.id)
+    .join(tasks, tasks.c.id == leases.c.task_id)
+    .join(batches, batches.c.id == tasks.c.batch_id)
+    .join(projects, projects.c.id == batches.c.project_id)
+    .join(slots, sa.and_(slots.c.task_id == leases.c.task_id, slots.c.number == leases.c.slot_number))
+    .where(
+        leases.c.labeler_id == sa.bindparam("labeler_id"),
+        ~leases.c.is_answered,
+        ~leases.c.is_skipped,
+        leases.c.expire_us > sa.bindparam("now_us"),
+        slots.c.lease_id == leases.c.id,
+        projects.c.name == sa.bindparam("project"),
+        tasks.c.purpose.not_in([purpose.value for purpose in ONBOARDING_PURPOSES]),
+    )
+    .order_by(leases.c.lease_us, leases.c.id)
+    .limit(1)
+)
+_FIND_ITEM = (
+    sa.select(
+        leases,
+        tasks.c.document,
+        tasks.c.kind,
+        tasks.c.purpose,
+        batches.c.name.label("batch"),
+        projects.c.name.label("project"),
+        drafts.c.content,
+        drafts.c.revision,
+    )
+    .join(tasks, tasks.c.id == leases.c.task_id)
+    .join(batches, batches.c.id == tasks.c.batch_id)
+    .join(projects, projects.c.id == batches.c.project_id)
+    .outerjoin(drafts, drafts.c.lease_id == leases.c.id)
+    .where(leases.c.id == sa.bindparam("lease_id"), leases.c.labeler_id == sa.bindparam("labeler_id"))
+)
+_COUNT_OWN = (
+    sa.select(sa.func.count())
+    .select_from(leases)
+    .join(tasks, tasks.c.id == leases.c.task_id)
+    .join(batches, batches.c.id == tasks.c.batch_id)
+    .where(
+        leases.c.labeler_id == sa.bindparam("labeler_id"),
+        leases.c.is_answered,
+        batches.c.name == sa.bindparam("batch"),
+    )
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,25 +160,7 @@ class SiteStore:
             project_named(connection, project)
             now_us = self._clock()
             open_lease = connection.execute(
-                sa.select(leases.c.id)
-                .join(tasks, tasks.c.id == leases.c.task_id)
-                .join(batches, batches.c.id == tasks.c.batch_id)
-                .join(projects, projects.c.id == batches.c.project_id)
-                .join(
-                    slots,
-                    sa.and_(slots.c.task_id == leases.c.task_id, slots.c.number == leases.c.slot_number),
-                )
-                .where(
-                    leases.c.labeler_id == labeler_id,
-                    ~leases.c.is_answered,
-                    ~leases.c.is_skipped,
-                    leases.c.expire_us > now_us,
-                    slots.c.lease_id == leases.c.id,
-                    projects.c.name == project,
-                    tasks.c.purpose.not_in([purpose.value for purpose in ONBOARDING_PURPOSES]),
-                )
-                .order_by(leases.c.lease_us, leases.c.id)
-                .limit(1)
+                _FIND_OPEN_LEASE, {"labeler_id": labeler_id, "project": project, "now_us": now_us}
             ).scalar_one_or_none()
             if open_lease is not None:
                 _prolong(connection, open_lease, expire_us=now_us + duration_us)
@@ -188,24 +217,10 @@ class SiteStore:
 
         def work(connection: sa.Connection) -> ItemProgress:
             num_slots = self._store.answers_wanted(connection, item.batch)
-            num_open = connection.execute(
-                sa.select(sa.func.count())
-                .select_from(slots)
-                .where(
-                    slots.c.batch_id == id_of_batch(item.batch),
-                    slots.c.purpose.in_([Pool.ORDINARY.value, Pool.DRIFT.value]),
-                    slots.c.free_from_us.is_not(None),
-                )
-            ).scalar_one()
-            own = connection.execute(
-                sa.select(sa.func.count())
-                .select_from(leases)
-                .join(tasks, tasks.c.id == leases.c.task_id)
-                .join(batches, batches.c.id == tasks.c.batch_id)
-                .where(leases.c.labeler_id == labeler_id, leases.c.is_answered, batches.c.name == item.batch)
-            ).scalar_one()
+            num_open = self._store.answers_open(connection, item.batch, wanted=num_slots)
+            own = connection.execute(_COUNT_OWN, {"labeler_id": labeler_id, "batch": item.batch}).scalar_one()
             return ItemProgress(
-                num_own_answers=int(own), num_answers=num_slots - int(num_open), num_slots=num_slots
+                num_own_answers=int(own), num_answers=num_slots - num_open, num_slots=num_slots
             )
 
         return self._database.read(work)
@@ -335,23 +350,7 @@ class SiteStore:
 
 
 def _item(connection: sa.Connection, lease_id: str, labeler_id: str) -> Item:
-    row = connection.execute(
-        sa.select(
-            leases,
-            tasks.c.document,
-            tasks.c.kind,
-            tasks.c.purpose,
-            batches.c.name.label("batch"),
-            projects.c.name.label("project"),
-            drafts.c.content,
-            drafts.c.revision,
-        )
-        .join(tasks, tasks.c.id == leases.c.task_id)
-        .join(batches, batches.c.id == tasks.c.batch_id)
-        .join(projects, projects.c.id == batches.c.project_id)
-        .outerjoin(drafts, drafts.c.lease_id == leases.c.id)
-        .where(leases.c.id == lease_id, leases.c.labeler_id == labeler_id)
-    ).one_or_none()
+    row = connection.execute(_FIND_ITEM, {"lease_id": lease_id, "labeler_id": labeler_id}).one_or_none()
     if row is None:
         raise LeaseNotFoundError(lease_id)
     kind = TaskKind(row.kind)

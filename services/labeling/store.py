@@ -16,7 +16,14 @@ from typing import Any
 import sqlalchemy as sa
 
 from services.labeling.answers import AnswerDraft, Comparison, Origin, in_task_order
-from services.labeling.assignment import Draws, LeasedTask, LeaseOrder, LeaseRecord, check_may_answer
+from services.labeling.assignment import (
+    Draws,
+    LeasedTask,
+    LeaseOrder,
+    LeaseRecord,
+    Pool,
+    check_may_answer,
+)
 from services.labeling.database import Database, last_number, lock_name, take_numbers
 from services.labeling.errors import (
     BatchNotFoundError,
@@ -57,8 +64,19 @@ from services.labeling.schema import (
 from services.labeling.tasks import ONBOARDING_PURPOSES, TaskDraft, TaskKind
 
 _WANTED_LIFETIME_US = 10_000_000
+_EXACT_ANSWERS = 5_000  # batches that want more are counted once in a lifetime, not for every page
 # Made once: every answer runs them, and making a statement costs more than running it.
 _INSERT_COMPARISONS = sa.insert(comparisons)
+_COUNT_OPEN = (
+    sa.select(sa.func.count())
+    .select_from(slots)
+    .join(batches, batches.c.id == slots.c.batch_id)
+    .where(
+        batches.c.name == sa.bindparam("batch"),
+        slots.c.purpose.in_([Pool.ORDINARY.value, Pool.DRIFT.value]),
+        slots.c.free_from_us.is_not(None),
+    )
+)
 _DELETE_DRAFTS = sa.delete(drafts).where(drafts.c.lease_id.in_(sa.bindparam("lease_ids", expanding=True)))
 
 _EXPORTED = "exported_through."  # names in ``settings``: the last comparison that an export has sent
@@ -111,6 +129,7 @@ class LabelingStore:
         self._max_text_chars_per_lease_call = max_text_chars_per_lease_call
         # A page shows it with every item, and a batch may have a million tasks.
         self._answers_wanted: dict[str, tuple[int, int]] = {}  # by batch: when it was read, and what
+        self._answers_open: dict[str, tuple[int, int]] = {}
 
     def submit_tasks(
         self,
@@ -307,6 +326,16 @@ class LabelingStore:
                 )
 
         self._database.write(work)
+
+    def answers_open(self, connection: sa.Connection, batch: str, *, wanted: int) -> int:
+        """How many of the wanted answers are missing; in a large batch, how many a few seconds ago."""
+        now_us = self._clock()
+        known = self._answers_open.get(batch)
+        is_large = wanted > _EXACT_ANSWERS
+        if known is None or not is_large or not 0 <= now_us - known[0] < _WANTED_LIFETIME_US:
+            number = connection.execute(_COUNT_OPEN, {"batch": batch}).scalar_one()
+            known = self._answers_open[batch] = (now_us, int(number))
+        return known[1]
 
     def answers_wanted(self, connection: sa.Connection, batch: str) -> int:
         """How many answers a batch's tasks ask for by their overlap; new tasks count after some seconds."""
