@@ -1,6 +1,8 @@
 """Fixtures for all tests."""
 
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -10,6 +12,22 @@ import pytest
 
 if TYPE_CHECKING:
     from tests.postgres import PostgresServer
+
+
+MEMORY = Path("/dev/shm")
+MEMORY_BYTES = 4 * 1024**3
+
+
+def pytest_configure() -> None:
+    """Keep temporary files in memory where there is enough of it: databases wait for the disk at each commit.
+
+    A process that is killed loses nothing there, which is what the durability tests are about.
+    """
+    if "TMPDIR" in os.environ or not os.access(MEMORY, os.W_OK):
+        return
+    if shutil.disk_usage(MEMORY).free >= MEMORY_BYTES:
+        os.environ["TMPDIR"] = str(MEMORY)
+        tempfile.tempdir = None  # decided anew
 
 
 @pytest.fixture(scope="session")
