@@ -122,9 +122,7 @@ comparisons = sa.Table(
     sa.Column("lease_id", sa.ForeignKey("leases.id"), nullable=False, unique=True),
     sa.Column("labeler_id", sa.String(200), nullable=False),
     sa.Column("best_position", sa.Integer),  # a choice, or
-    sa.Column(
-        "tiers", sa.JSON(none_as_null=True)
-    ),  # a ranking
+    sa.Column("tiers", sa.JSON(none_as_null=True)),  # a ranking
     sa.Column("confidence", sa.Integer, nullable=False),
     sa.Column("note", sa.Text, nullable=False),
     sa.Column("shown_order", sa.JSON, nullable=False),
