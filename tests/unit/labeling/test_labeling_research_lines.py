@@ -82,7 +82,7 @@ PAIR = {"document": "d", "candidates": ["a", "b"]}
         ("[" * 100_000, "nested too deeply"),
         ('{"document": ' + "1" * 5000 + "}", "not JSON"),
         ({"candidates": ["a", "b"]}, "no document"),
-        ({**PAIR, "dokument": "x"}, "'dokument' is not known"),
+        ({**PAIR, "paper": "x"}, "'paper' is not known"),
         ({**PAIR, "document": " "}, "document: the document is empty"),
         ({**PAIR, "document": 7}, "document: must be a text"),
         ({**PAIR, "document": "d" * 1001}, "document: 1,001 characters; at most 1,000"),
