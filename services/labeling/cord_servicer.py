@@ -80,10 +80,15 @@ class CordServicer(cord_grpc.CordServiceServicer):
             last = await self._threads.read(self._store.last)
             while True:
                 yield cord_pb2.WatchCordResponse(cord=cord_to_proto(last))
-                await self._cord_changes.wait_beyond(count, timeout_s=self._keepalive_s)
-                count = self._cord_changes.count
-                seen = 0 if last is None else last.number
-                events = await self._threads.read(functools.partial(self._store.events_after, seen))
+                events: list[CordEvent] = []
+                is_news = True
+                # An announcement of what was read already is no news, and silence is filled with the state.
+                while is_news and not events:
+                    await self._cord_changes.wait_beyond(count, timeout_s=self._keepalive_s)
+                    is_news = self._cord_changes.count > count
+                    count = self._cord_changes.count
+                    seen = 0 if last is None else last.number
+                    events = await self._threads.read(functools.partial(self._store.events_after, seen))
                 for event in events[:-1]:
                     yield cord_pb2.WatchCordResponse(cord=cord_to_proto(event))
                 last = events[-1] if events else last
