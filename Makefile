@@ -32,10 +32,10 @@ demo: setup ## run the whole loop on the built-in corpus (SEED=0 OUT=demo-out)
 	$(BIN)/andon demo --seed $(SEED) --out $(OUT)
 
 test: setup ## run the tests (a few minutes)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 test-unit: setup ## run only the unit tests (under two minutes)
-	$(BIN)/python -m pytest -q tests/unit
+	$(BIN)/python -m pytest -q -n auto --dist loadfile tests/unit
 
 test-slow: setup ## run the slow tests: crashes, resumes, small demos, fuzzing
 	$(BIN)/python -m pytest -q -m slow
