@@ -41,8 +41,6 @@ VERSION = ModelVersion(family="policy-of-nobody", version=424242, weights_sha256
 SOURCE = "source-of-nobody"
 HIDDEN_PURPOSES = set(Purpose) - {Purpose.TRAINING, Purpose.SCREENING}  # of those two labelers are told
 GETS = [page for table in PAGE_TABLES for page in table.pages if page.method == "GET"]
-# Pages that a browser downloads or that lead elsewhere are not looked at.
-NOT_SEEN = ("/static/{file}", "/sign-in/oidc", "/sign-in/oidc/done")
 # By role, what its person sees of a project of one item.
 STATES = ("pair", "pair-aids", "rank", "rank-nine", "axes", "reading", "write", "edit", "first-steps", "long")
 
@@ -124,7 +122,7 @@ def paths(world: World, role: Role) -> list[str]:
     found = []
     for page in GETS:
         is_public = page.roles is site_pages.PUBLIC
-        if page.path in NOT_SEEN or not (is_public or role in page.roles):  # type: ignore[operator]
+        if not (is_public or role in page.roles):  # type: ignore[operator]
             continue
         found.append(world.address(page, NAMES[role]))
     lease = feedback_lease(world, NAMES[role])
