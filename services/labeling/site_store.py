@@ -93,6 +93,7 @@ _COUNT_OWN = (
         leases.c.labeler_id == sa.bindparam("labeler_id"),
         leases.c.is_answered,
         batches.c.name == sa.bindparam("batch"),
+        tasks.c.purpose.not_in([purpose.value for purpose in ONBOARDING_PURPOSES]),
     )
 )
 
