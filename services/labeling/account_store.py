@@ -35,7 +35,7 @@ from services.labeling.errors import (
     UserNotFoundError,
 )
 from services.labeling.identities import Identity
-from services.labeling.schema import invitations, sessions, users
+from services.labeling.schema import api_tokens, comparisons, invitations, leases, sessions, users
 from services.labeling.token_store import Issued, revoke
 
 _INVITATIONS = sa.select(invitations, users.c.create_us.label("user_us"), users.c.is_closed).outerjoin(
@@ -129,7 +129,8 @@ class AccountStore:
     def accept_invitation(self, token: str, *, name: str, password_hash: str) -> User:
         """Open the account, or give it a new password. Of several who use one link at once, one gets it.
 
-        A link that was made for a name before somebody else took it opens nothing.
+        A link that was made for a name before somebody else took it opens nothing. Whoever chooses a name
+        themselves gets none under which answers or tokens are: they would be theirs. Raises USER_EXISTS.
         """
         check_user_name(name)
 
@@ -149,6 +150,8 @@ class AccountStore:
             if link is None:
                 raise InvitationNotFoundError()
             user = _find_user(connection, name)
+            if user is None and not link.user_name and _is_in_use(connection, name):
+                raise UserExistsError(name)
             if user is None:
                 user = User(name=name, role=Role(link.role), is_closed=False, create_us=now_us)
                 _add_user(connection, user, password_hash=password_hash)
@@ -334,7 +337,7 @@ class AccountStore:
         name = identity.wanted_name
         if name:
             lock_name(connection, "user", name)
-        if not name or _find_user(connection, name) is not None:
+        if not name or _find_user(connection, name) is not None or _is_in_use(connection, name):
             name = f"{name or 'user'}-{suffix}"
         user = User(name=name, role=identity.role, is_closed=False, create_us=now_us)
         _add_user(connection, user, password_hash=None, identity=identity)
@@ -397,6 +400,13 @@ class AccountStore:
 def _find_user(connection: sa.Connection, name: str) -> User | None:
     row = connection.execute(sa.select(users).where(users.c.name == name)).one_or_none()
     return None if row is None else _user(row)
+
+
+def _is_in_use(connection: sa.Connection, name: str) -> bool:
+    """Whether somebody without an account has answered or holds a token under this name."""
+    columns = (leases.c.labeler_id, comparisons.c.labeler_id, api_tokens.c.name)
+    queries = [sa.select(column).where(column == name).limit(1) for column in columns]
+    return any(connection.execute(query).first() is not None for query in queries)
 
 
 def _is_open_admin(user: User) -> bool:

@@ -10,6 +10,7 @@ from urllib.parse import urljoin, urlsplit
 import pytest
 from argon2 import PasswordHasher
 
+from andon.api.labeling.v1 import labeling_service_pb2 as pb
 from services.labeling.accounts import ROLES_OF_PEOPLE, Role
 from services.labeling.web.app import PAGE_TABLES
 from services.labeling.web.pages import Public
@@ -206,6 +207,34 @@ def test_cookies_are_for_this_site_and_not_for_scripts(world: World, behind_tls:
     assert cookie.startswith("__Host-andon-form=")
     assert {"secure", "httponly", "path=/"} <= {part.strip().lower() for part in cookie.split(";")[1:]}
     assert "max-age=31536000" in answer.headers["strict-transport-security"]
+
+
+# Names
+
+
+def test_nobody_chooses_a_name_under_which_others_have_answered(world: World) -> None:
+    """Else a guest would see, and might correct, the answers of whoever works over gRPC or was imported."""
+    world.must("SubmitTasks", world.tasks(lambda field: field, 1), by="service")
+    world.must("LeaseTasks", pb.LeaseTasksRequest(labeler_id="simulated-1"), by="service")
+    row = pb.ImportedComparison(document="d", choice=pb.Choice(best_index=0), labeler_id="imported-1")
+    row.candidates.extend([pb.Candidate(text="a"), pb.Candidate(text="b")])
+    request = pb.ImportComparisonsRequest(
+        request_id="i", project="default", batch="imported.1", comparisons=[row]
+    )
+    world.must("ImportComparisons", request, by="service")
+    world.site.tokens.make(name="bot-1", role=Role.SERVICE, created_by="test")
+    for name in ("simulated-1", "imported-1", "bot-1", "root"):
+        link = world.site.accounts.invite(role=Role.LABELER, user_name="", created_by="test").secret
+        path = f"/invitation/{link}"
+        fields = {"password": PASSWORD, "password_again": PASSWORD}
+        person = world.site.stranger()
+        assert person.submit(path, {**fields, "name": name}, page=path).status_code == 409, name
+        assert person.submit(path, {**fields, "name": f"{name}-x"}, page=path).status_code == 303, name
+    # Whoever may invite may give the name to whom it belongs.
+    link = world.site.accounts.invite(role=Role.LABELER, user_name="simulated-1", created_by="test").secret
+    fields = {"password": PASSWORD, "password_again": PASSWORD}
+    answer = world.site.stranger().submit(f"/invitation/{link}", fields, page=f"/invitation/{link}")
+    assert answer.status_code == 303
 
 
 # Redirects and hosts
