@@ -69,6 +69,11 @@ class Visitor:
             self.num_keys += 1
             self.page.keyboard.press(key)
 
+    def pause(self) -> None:
+        """Wait until the key that was pressed last may be pressed again: sooner it counts as a slip."""
+        since_ms = self.page.evaluate("performance.now()")
+        self.page.wait_for_function("(since) => performance.now() > since + 350", arg=since_ms)
+
     def on_screen(self) -> list[str]:
         """The candidates' texts from A on."""
         return self.page.locator("[data-text]").all_inner_texts()
