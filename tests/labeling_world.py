@@ -220,7 +220,7 @@ class World:
                 self._task(write, 2, purpose=pb.TASK_PURPOSE_SCREENING, **known),
             ],
         }
-        shares = pb.BatchSettings(calibration_share=0.2, gold_share=0.2)
+        shares = pb.BatchSettings(calibration_share=0.3, gold_share=0.4)
         for project, tasks in by_project.items():
             self.must(
                 "SubmitTasks",
@@ -280,7 +280,7 @@ def serve_world(
         web_port=0,
         database=database_url,
         tokens_file=write_tokens(folder),
-        **fields,
+        **{"seed": "the same items for everybody each time", **fields},
     )
     registry = CollectorRegistry()
     service = LabelingService(config, registry)

@@ -129,7 +129,11 @@ def test_without_a_session_every_page_leads_to_the_sign_in(world: World) -> None
     csrf = people["stranger"].csrf_of("/sign-in")
     before = world.fingerprint()
     wrong = []
-    for page, (words, person) in itertools.product(GUARDED, people.items()):
+    # What is no session at all is tried on a few pages, what was one on all of them.
+    once = {"made up", "malformed", "the hash of a session"}
+    for number, (page, (words, person)) in enumerate(itertools.product(GUARDED, people.items())):
+        if words in once and number > 5 * len(people):
+            continue
         answer = ask(world, person, page, name=NAMES[Role.ADMIN], csrf=csrf)
         if page.method == "GET":
             leads = answer.headers.get("location", "").startswith("/sign-in?next=")
@@ -168,8 +172,9 @@ def test_no_form_is_taken_without_its_own_token(world: World) -> None:
         roles = ROLES_OF_PEOPLE if isinstance(page.roles, Public) else page.roles
         role = sorted(roles)[0]
         person, name = world.people[role], NAMES[role]
-        others = [token for owner, token in tokens.items() if owner is not role]
-        for csrf in (None, "", "x", "A" * 86, *others, in_form_cookie, person.cookies["andon"]):
+        another = next(token for owner, token in tokens.items() if owner is not role)
+        few = (None, another, in_form_cookie)
+        for csrf in few if page is not POSTS[0] else (*few, "", "x", "A" * 86, person.cookies["andon"]):
             answer = ask(world, person, page, name=name, csrf=csrf)
             if answer.status_code != 403 or "This form is out of date." not in answer.text:
                 wrong.append((page.path, csrf, answer.status_code))
@@ -202,6 +207,8 @@ def test_no_form_is_taken_from_another_site(world: World) -> None:
     before = world.fingerprint()
     wrong = []
     for page, header in itertools.product(POSTS, headers):
+        if page is not POSTS[0] and header not in (headers[0], headers[1], headers[-2]):
+            continue
         roles = ROLES_OF_PEOPLE if isinstance(page.roles, Public) else page.roles
         role = sorted(roles)[0]
         fields = {"csrf": tokens[role], **acting_fields(world, NAMES[role])}
