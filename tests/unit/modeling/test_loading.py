@@ -123,7 +123,11 @@ def test_a_scorer_begins_as_its_language_model_with_a_small_head(
     save_model(scorer, codec, tmp_path / "scorer", normalization=normalization)
     loaded = load_scorer(tmp_path / "scorer")
     assert read_normalization(loaded) == normalization
-    assert torch.equal(final_scores(loaded, batch), final_scores(scorer, batch))
+    weights = loaded.state_dict()
+    assert set(weights) == set(scorer.state_dict())
+    assert all(torch.equal(weights[name], weight) for name, weight in scorer.state_dict().items())
+    # Where weights lie in memory decides, on some processors, how their products are rounded.
+    torch.testing.assert_close(final_scores(loaded, batch), final_scores(scorer, batch))
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "scorer")
     assert plain.config.pad_token_id == codec.pad_token_id
 
