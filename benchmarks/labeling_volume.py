@@ -1,8 +1,8 @@
 """How fast many comparisons go into the labeling service and out again, and in how much memory.
 
-Each size runs on an empty database with a service of its own. The comparisons go through ImportComparisons
-and come back through ExportComparisons, as a client sends and reads them; every one is counted on its way
-out. The peak of memory of service and client must not grow with the number of comparisons.
+Each size runs on an empty database with a service of its own. The comparisons go in and come back through
+``andon.client.labeling``, as `andon label import` and `andon label export` send and read them; every one is
+counted on its way out. The peak of memory of service and client must not grow with the number of comparisons.
 """
 
 from __future__ import annotations
@@ -10,14 +10,11 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import grpc
-
-from andon.api.labeling.v1 import labeling_service_pb2 as labeling_pb2
-from andon.api.labeling.v1 import labeling_service_pb2_grpc as labeling_grpc
-from andon.rpc.auth import bearer
+from andon.client.labeling import LabelingClient
+from andon.corpus.records import CandidateRecord, ComparisonRecord
 from benchmarks.labeling_processes import (
     ENGINES,
     SERVICE_TOKEN_NAME,
@@ -31,7 +28,6 @@ from benchmarks.labeling_processes import (
 
 BATCH = "import"
 PROJECT = "default"
-TIMEOUT_S = 86_400.0
 DOCUMENT_CHARS = 1_200  # of a TL;DR post, about
 SUMMARY_CHARS = 130
 MIB = 1024 * 1024
@@ -49,71 +45,45 @@ class Passage:
     client_peak_bytes: int
 
 
-def comparison(number: int, *, answers_per_task: int) -> labeling_pb2.ImportedComparison:
+def comparison(number: int, *, answers_per_task: int) -> ComparisonRecord:
     """A made-up answer the size of those about TL;DR posts."""
-    task = number // answers_per_task
+    task, best = number // answers_per_task, number % 2
     prose = _PROSE * (DOCUMENT_CHARS // len(_PROSE) + 1)
     turned = prose[task % len(_PROSE) :] + prose[: task % len(_PROSE)]
-    return labeling_pb2.ImportedComparison(
-        row=number,
+    return ComparisonRecord(
         document_id=f"t3_{task}",
         document=f"{task} {turned[:DOCUMENT_CHARS]}",
-        candidates=[
-            labeling_pb2.Candidate(text=f"{task} {source} {turned[:SUMMARY_CHARS]}", source=source)
+        candidates=tuple(
+            CandidateRecord(text=f"{task} {source} {turned[:SUMMARY_CHARS]}", source=source)
             for source in ("sup1", "sup2")
-        ],
+        ),
+        tiers=((best,), (1 - best,)),
+        only_best_known=True,
         labeler_id=f"labeler-{number % 97}",
-        choice=labeling_pb2.Choice(best_index=number % 2),
         confidence=number % 9 + 1,
         note=str(number),
     )
 
 
-def messages(
-    count: int, *, per_message: int, answers_per_task: int
-) -> Iterator[labeling_pb2.ImportComparisonsRequest]:
-    """All comparisons, in messages that may be repeated."""
-    for start in range(0, count, per_message):
-        yield labeling_pb2.ImportComparisonsRequest(
-            request_id=f"import-{start}",
-            project=PROJECT,
-            batch=BATCH,
-            comparisons=[
-                comparison(number, answers_per_task=answers_per_task)
-                for number in range(start, min(start + per_message, count))
-            ],
-        )
-
-
-def bring_in(running: LabelingProcess, count: int, *, per_message: int, answers_per_task: int) -> None:
+def bring_in(client: LabelingClient, count: int, *, answers_per_task: int) -> None:
     """Import; raises ValueError unless every comparison was recorded."""
-    with grpc.insecure_channel(running.target) as channel:
-        stub = labeling_grpc.LabelingServiceStub(channel)
-        said = stub.ImportComparisons(
-            messages(count, per_message=per_message, answers_per_task=answers_per_task),
-            timeout=TIMEOUT_S,
-            metadata=[bearer(running.holders[SERVICE_TOKEN_NAME].token)],
-        )
-    if said.recorded_count != count or said.refused_count:
-        raise ValueError(f"{said.recorded_count:,} of {count:,} recorded, {said.refused_count:,} refused")
+    report = client.import_comparisons(
+        ((number, comparison(number, answers_per_task=answers_per_task)) for number in range(count)),
+        project=PROJECT,
+        batch=BATCH,
+    )
+    if report.recorded_count != count or report.refused_count:
+        raise ValueError(f"{report.recorded_count:,} of {count:,} recorded, {report.refused_count:,} refused")
 
 
-def bring_out(running: LabelingProcess, count: int) -> None:
+def bring_out(client: LabelingClient, count: int) -> None:
     """Export; raises ValueError unless every comparison came exactly once, with what was said of it."""
     seen = bytearray(count)
-    with grpc.insecure_channel(running.target) as channel:
-        stub = labeling_grpc.LabelingServiceStub(channel)
-        answers = stub.ExportComparisons(
-            labeling_pb2.ExportComparisonsRequest(batch=BATCH),
-            timeout=TIMEOUT_S,
-            metadata=[bearer(running.holders[SERVICE_TOKEN_NAME].token)],
-        )
-        for answer in answers:
-            one = answer.comparison
-            number = int(one.note)
-            seen[number] += 1
-            if one.choice.best_index != number % 2 or one.labeler_id != f"labeler-{number % 97}":
-                raise ValueError(f"comparison {number} came back as something else")
+    for record in client.export_comparisons(batch=BATCH, timeout_s=None):
+        number = int(record.note)
+        seen[number] += 1
+        if record.tiers[0] != (number % 2,) or record.labeler_id != f"labeler-{number % 97}":
+            raise ValueError(f"comparison {number} came back as something else")
     if seen.count(1) != count:
         raise ValueError(f"{seen.count(1):,} of {count:,} comparisons came back exactly once")
 
@@ -134,15 +104,15 @@ def watched(running: LabelingProcess, work: Callable[[], None]) -> Passage:
     )
 
 
-def measure(engine: str, count: int, *, per_message: int, answers_per_task: int) -> list[dict[str, object]]:
+def measure(engine: str, count: int, *, answers_per_task: int) -> list[dict[str, object]]:
     """Import and export ``count`` comparisons: a row for each way."""
-    with labeling_process(engine, flags=["--log-level=WARNING"]) as running:
+    with (
+        labeling_process(engine, flags=["--log-level=WARNING"]) as running,
+        LabelingClient(running.target, token=running.holders[SERVICE_TOKEN_NAME].token) as client,
+    ):
         passages = {
-            "import": watched(
-                running,
-                lambda: bring_in(running, count, per_message=per_message, answers_per_task=answers_per_task),
-            ),
-            "export": watched(running, lambda: bring_out(running, count)),
+            "import": watched(running, lambda: bring_in(client, count, answers_per_task=answers_per_task)),
+            "export": watched(running, lambda: bring_out(client, count)),
         }
     return [
         {
@@ -167,19 +137,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags = argparse.ArgumentParser(description=__doc__)
     flags.add_argument("--engine", choices=ENGINES, action="append", help="default: all")
     flags.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    flags.add_argument("--per-message", type=int, default=1_000)
     flags.add_argument("--answers-per-task", type=int, default=1)
     flags.add_argument("--no-results", action="store_true", help="write no file")
     arguments = flags.parse_args(argv)
     rows: list[dict[str, object]] = []
     for engine in arguments.engine or ENGINES:
         for count in arguments.rows:
-            rows += measure(
-                engine,
-                count,
-                per_message=arguments.per_message,
-                answers_per_task=arguments.answers_per_task,
-            )
+            rows += measure(engine, count, answers_per_task=arguments.answers_per_task)
             print(*rows[-2:], sep="\n", flush=True)
     print_table(rows)
     if not arguments.no_results:

@@ -158,5 +158,5 @@ def test_the_benchmark_of_volume_counts_every_row_both_ways(
 ) -> None:
     if engine == "postgresql":
         request.getfixturevalue("postgres_server")  # skips or fails where PostgreSQL is not installed
-    ways = labeling_volume.measure(engine, 2_000, per_message=300, answers_per_task=3)
+    ways = labeling_volume.measure(engine, 2_000, answers_per_task=3)
     assert [(row["way"], row["comparisons"]) for row in ways] == [("import", 2_000), ("export", 2_000)]
