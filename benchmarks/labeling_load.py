@@ -240,6 +240,7 @@ def submit(client: LabelingClient, count: int) -> None:
             for number in range(count)
         ],
         batch=BATCH,
+        wait_for_ready=True,
     )
 
 
@@ -320,21 +321,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags.add_argument("--labelers", type=int, default=200)
     flags.add_argument("--kind", choices=("grpc", "http"), action="append", help="default: half and half")
     flags.add_argument("--tasks", type=int, default=5_000)
-    flags.add_argument("--think", type=float, default=0.0, help="mean pause between two items in seconds")
+    flags.add_argument(
+        "--think", type=float, nargs="+", default=[0.0, 5.0], help="mean pauses between two items, in seconds"
+    )
     flags.add_argument("--seconds", type=float, help="stop after so long; default: when nothing is left")
     flags.add_argument("--no-results", action="store_true", help="write no file")
     arguments = flags.parse_args(argv)
-    kinds = tuple(arguments.kind or ("grpc", "http"))
-    rows = measure(
-        Scene(
-            engine=arguments.engine,
-            num_labelers=arguments.labelers,
-            num_tasks=arguments.tasks,
-            think_s=arguments.think,
-            seconds=arguments.seconds,
-            kinds=kinds,
+    rows: list[dict[str, object]] = []
+    for think_s in arguments.think:
+        rows += measure(
+            Scene(
+                engine=arguments.engine,
+                num_labelers=arguments.labelers,
+                num_tasks=arguments.tasks,
+                think_s=think_s,
+                seconds=arguments.seconds,
+                kinds=tuple(arguments.kind or ("grpc", "http")),
+            )
         )
-    )
     print_table(rows)
     if not arguments.no_results:
         print(write_results("labeling_load", rows))
