@@ -165,6 +165,8 @@ class Watch:
 async def work(labeler: Labeler, watch: Watch, scene: Scene, *, end_s: float, chance: random.Random) -> None:
     """Lease and answer until nothing is left or time is up."""
     times = watch.times.setdefault(labeler.kind, Times())
+    if scene.think_s:  # people do not all come in the same second
+        await asyncio.sleep(chance.uniform(0.0, scene.think_s))
     while time.monotonic() < end_s:
         begin_s = time.monotonic()
         leased = await labeler.lease()

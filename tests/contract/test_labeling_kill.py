@@ -299,6 +299,25 @@ def test_five_kills_of_the_database(durable_server: PostgresServer, tmp_path: Pa
     kill_database(durable_server, tmp_path, rounds=5, seed=0)  # each waits a second or two for recovery
 
 
+def test_a_database_that_was_restarted_between_two_calls_costs_no_call(
+    durable_server: PostgresServer, tmp_path: Path
+) -> None:
+    launcher = Launcher(durable_server.new_database(), tmp_path)
+    try:
+        with grpc.insecure_channel(launcher.serve()) as channel:
+            stub = stub_of(channel)
+            submit_round(stub, 0)  # a connection for writing waits in the pool, and one for reading
+            stub.GetProgress(pb.GetProgressRequest(), timeout=TIMEOUT_S)
+            durable_server.kill()
+            durable_server.start()
+            progress = stub.GetProgress(pb.GetProgressRequest(), timeout=TIMEOUT_S)
+            submit_round(stub, 1)
+            assert progress.task_count == TASKS_PER_ROUND
+            assert len(stub.LeaseTasks(pb.LeaseTasksRequest(labeler_id="l"), timeout=TIMEOUT_S).tasks) == 1
+    finally:
+        launcher.end()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_two_hundred_kills_of_the_service(durable_url: str, tmp_path: Path) -> None:
