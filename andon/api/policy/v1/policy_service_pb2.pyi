@@ -258,8 +258,12 @@ class SampleResponse(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     TIMING_FIELD_NUMBER: _builtins.int
+    APPLIED_PARAMETERS_FIELD_NUMBER: _builtins.int
+    TOKENIZER_FINGERPRINT_FIELD_NUMBER: _builtins.int
     seed: _builtins.int
     """The seed that was used."""
+    tokenizer_fingerprint: _builtins.str
+    """As in ModelInfo, of the vocabulary that the prompts were read with."""
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___PromptSamples]:
         """One entry per prompt, in the order of the request."""
@@ -272,6 +276,14 @@ class SampleResponse(_message.Message):
     def timing(self) -> _timing_pb2.Timing:
         """Where the time went."""
 
+    @_builtins.property
+    def applied_parameters(self) -> Global___SamplingParameters:
+        """How tokens were drawn, by what the engine worked with: the defaults filled
+        in, and every token that ends a response in stop_token_ids, the model's own
+        end-of-sequence token included. A caller compares it with what it recomputes
+        log-probabilities with.
+        """
+
     def __init__(
         self,
         *,
@@ -279,10 +291,12 @@ class SampleResponse(_message.Message):
         model: _model_pb2.ModelVersion | None = ...,
         seed: _builtins.int = ...,
         timing: _timing_pb2.Timing | None = ...,
+        applied_parameters: Global___SamplingParameters | None = ...,
+        tokenizer_fingerprint: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "timing", b"timing"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["applied_parameters", b"applied_parameters", "model", b"model", "timing", b"timing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "results", b"results", "seed", b"seed", "timing", b"timing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_parameters", b"applied_parameters", "model", b"model", "results", b"results", "seed", b"seed", "timing", b"timing", "tokenizer_fingerprint", b"tokenizer_fingerprint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

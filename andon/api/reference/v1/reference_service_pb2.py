@@ -27,7 +27,7 @@ from andon.api.common.v1 import sequence_pb2 as andon_dot_api_dot_common_dot_v1_
 from andon.api.common.v1 import timing_pb2 as andon_dot_api_dot_common_dot_v1_dot_timing__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.andon/api/reference/v1/reference_service.proto\x12\x16\x61ndon.api.reference.v1\x1a\x1f\x61ndon/api/common/v1/model.proto\x1a\"andon/api/common/v1/sequence.proto\x1a andon/api/common/v1/timing.proto\"m\n\x0cLogProbsItem\x12+\n\x06prompt\x18\x01 \x01(\x0b\x32\x1b.andon.api.common.v1.Prompt\x12\x30\n\tresponses\x18\x02 \x03(\x0b\x32\x1d.andon.api.common.v1.Response\"\xbf\x01\n\x0fLogProbsRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x33\n\x05items\x18\x02 \x03(\x0b\x32$.andon.api.reference.v1.LogProbsItem\x12\x18\n\x0btemperature\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x39\n\x0erequired_model\x18\x04 \x01(\x0b\x32!.andon.api.common.v1.ModelVersionB\x0e\n\x0c_temperature\"$\n\x10ResponseLogProbs\x12\x10\n\x08logprobs\x18\x01 \x03(\x02\"K\n\x0cItemLogProbs\x12;\n\tresponses\x18\x01 \x03(\x0b\x32(.andon.api.reference.v1.ResponseLogProbs\"\xa6\x01\n\x10LogProbsResponse\x12\x33\n\x05items\x18\x01 \x03(\x0b\x32$.andon.api.reference.v1.ItemLogProbs\x12\x30\n\x05model\x18\x02 \x01(\x0b\x32!.andon.api.common.v1.ModelVersion\x12+\n\x06timing\x18\x03 \x01(\x0b\x32\x1b.andon.api.common.v1.Timing\"!\n\x10LoadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"A\n\x11LoadModelResponse\x12,\n\x04info\x18\x01 \x01(\x0b\x32\x1e.andon.api.common.v1.ModelInfo\"\x15\n\x13GetModelInfoRequest\"D\n\x14GetModelInfoResponse\x12,\n\x04info\x18\x01 \x01(\x0b\x32\x1e.andon.api.common.v1.ModelInfo2\xbe\x02\n\x10ReferenceService\x12]\n\x08LogProbs\x12\'.andon.api.reference.v1.LogProbsRequest\x1a(.andon.api.reference.v1.LogProbsResponse\x12`\n\tLoadModel\x12(.andon.api.reference.v1.LoadModelRequest\x1a).andon.api.reference.v1.LoadModelResponse\x12i\n\x0cGetModelInfo\x12+.andon.api.reference.v1.GetModelInfoRequest\x1a,.andon.api.reference.v1.GetModelInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.andon/api/reference/v1/reference_service.proto\x12\x16\x61ndon.api.reference.v1\x1a\x1f\x61ndon/api/common/v1/model.proto\x1a\"andon/api/common/v1/sequence.proto\x1a andon/api/common/v1/timing.proto\"m\n\x0cLogProbsItem\x12+\n\x06prompt\x18\x01 \x01(\x0b\x32\x1b.andon.api.common.v1.Prompt\x12\x30\n\tresponses\x18\x02 \x03(\x0b\x32\x1d.andon.api.common.v1.Response\"\xbf\x01\n\x0fLogProbsRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x33\n\x05items\x18\x02 \x03(\x0b\x32$.andon.api.reference.v1.LogProbsItem\x12\x18\n\x0btemperature\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x39\n\x0erequired_model\x18\x04 \x01(\x0b\x32!.andon.api.common.v1.ModelVersionB\x0e\n\x0c_temperature\"$\n\x10ResponseLogProbs\x12\x10\n\x08logprobs\x18\x01 \x03(\x02\"K\n\x0cItemLogProbs\x12;\n\tresponses\x18\x01 \x03(\x0b\x32(.andon.api.reference.v1.ResponseLogProbs\"\xe2\x01\n\x10LogProbsResponse\x12\x33\n\x05items\x18\x01 \x03(\x0b\x32$.andon.api.reference.v1.ItemLogProbs\x12\x30\n\x05model\x18\x02 \x01(\x0b\x32!.andon.api.common.v1.ModelVersion\x12+\n\x06timing\x18\x03 \x01(\x0b\x32\x1b.andon.api.common.v1.Timing\x12\x1b\n\x13\x61pplied_temperature\x18\x04 \x01(\x01\x12\x1d\n\x15tokenizer_fingerprint\x18\x05 \x01(\t\"!\n\x10LoadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"A\n\x11LoadModelResponse\x12,\n\x04info\x18\x01 \x01(\x0b\x32\x1e.andon.api.common.v1.ModelInfo\"\x15\n\x13GetModelInfoRequest\"D\n\x14GetModelInfoResponse\x12,\n\x04info\x18\x01 \x01(\x0b\x32\x1e.andon.api.common.v1.ModelInfo2\xbe\x02\n\x10ReferenceService\x12]\n\x08LogProbs\x12\'.andon.api.reference.v1.LogProbsRequest\x1a(.andon.api.reference.v1.LogProbsResponse\x12`\n\tLoadModel\x12(.andon.api.reference.v1.LoadModelRequest\x1a).andon.api.reference.v1.LoadModelResponse\x12i\n\x0cGetModelInfo\x12+.andon.api.reference.v1.GetModelInfoRequest\x1a,.andon.api.reference.v1.GetModelInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,15 +43,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ITEMLOGPROBS']._serialized_start=520
   _globals['_ITEMLOGPROBS']._serialized_end=595
   _globals['_LOGPROBSRESPONSE']._serialized_start=598
-  _globals['_LOGPROBSRESPONSE']._serialized_end=764
-  _globals['_LOADMODELREQUEST']._serialized_start=766
-  _globals['_LOADMODELREQUEST']._serialized_end=799
-  _globals['_LOADMODELRESPONSE']._serialized_start=801
-  _globals['_LOADMODELRESPONSE']._serialized_end=866
-  _globals['_GETMODELINFOREQUEST']._serialized_start=868
-  _globals['_GETMODELINFOREQUEST']._serialized_end=889
-  _globals['_GETMODELINFORESPONSE']._serialized_start=891
-  _globals['_GETMODELINFORESPONSE']._serialized_end=959
-  _globals['_REFERENCESERVICE']._serialized_start=962
-  _globals['_REFERENCESERVICE']._serialized_end=1280
+  _globals['_LOGPROBSRESPONSE']._serialized_end=824
+  _globals['_LOADMODELREQUEST']._serialized_start=826
+  _globals['_LOADMODELREQUEST']._serialized_end=859
+  _globals['_LOADMODELRESPONSE']._serialized_start=861
+  _globals['_LOADMODELRESPONSE']._serialized_end=926
+  _globals['_GETMODELINFOREQUEST']._serialized_start=928
+  _globals['_GETMODELINFOREQUEST']._serialized_end=949
+  _globals['_GETMODELINFORESPONSE']._serialized_start=951
+  _globals['_GETMODELINFORESPONSE']._serialized_end=1019
+  _globals['_REFERENCESERVICE']._serialized_start=1022
+  _globals['_REFERENCESERVICE']._serialized_end=1340
 # @@protoc_insertion_point(module_scope)

@@ -150,6 +150,12 @@ class LogProbsResponse(_message.Message):
     ITEMS_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     TIMING_FIELD_NUMBER: _builtins.int
+    APPLIED_TEMPERATURE_FIELD_NUMBER: _builtins.int
+    TOKENIZER_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    applied_temperature: _builtins.float
+    """The temperature that the logits were divided by."""
+    tokenizer_fingerprint: _builtins.str
+    """As in ModelInfo, of the vocabulary that the call was read with."""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ItemLogProbs]:
         """One entry per item, in the order of the request."""
@@ -168,10 +174,12 @@ class LogProbsResponse(_message.Message):
         items: _abc.Iterable[Global___ItemLogProbs] | None = ...,
         model: _model_pb2.ModelVersion | None = ...,
         timing: _timing_pb2.Timing | None = ...,
+        applied_temperature: _builtins.float = ...,
+        tokenizer_fingerprint: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "timing", b"timing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "model", b"model", "timing", b"timing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_temperature", b"applied_temperature", "items", b"items", "model", b"model", "timing", b"timing", "tokenizer_fingerprint", b"tokenizer_fingerprint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,15 +27,15 @@ from andon.api.common.v1 import sequence_pb2 as andon_dot_api_dot_common_dot_v1_
 from andon.api.common.v1 import timing_pb2 as andon_dot_api_dot_common_dot_v1_dot_timing__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(andon/api/reward/v1/reward_service.proto\x12\x13\x61ndon.api.reward.v1\x1a\x1f\x61ndon/api/common/v1/model.proto\x1a\"andon/api/common/v1/sequence.proto\x1a andon/api/common/v1/timing.proto\"l\n\tScoreItem\x12-\n\x08\x64ocument\x18\x01 \x01(\x0b\x32\x1b.andon.api.common.v1.Prompt\x12\x30\n\tsummaries\x18\x02 \x03(\x0b\x32\x1d.andon.api.common.v1.Response\"\x8c\x01\n\x0cScoreRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12-\n\x05items\x18\x02 \x03(\x0b\x32\x1e.andon.api.reward.v1.ScoreItem\x12\x39\n\x0erequired_model\x18\x03 \x01(\x0b\x32!.andon.api.common.v1.ModelVersion\"e\n\rNormalization\x12\x38\n\x06method\x18\x01 \x01(\x0e\x32(.andon.api.reward.v1.NormalizationMethod\x12\x0c\n\x04gain\x18\x02 \x01(\x01\x12\x0c\n\x04\x62ias\x18\x03 \x01(\x01\"E\n\x0cSummaryScore\x12\r\n\x05score\x18\x01 \x01(\x02\x12\x11\n\traw_score\x18\x02 \x01(\x02\x12\x13\n\x0btoken_count\x18\x03 \x01(\x05\"B\n\nItemScores\x12\x34\n\tsummaries\x18\x01 \x03(\x0b\x32!.andon.api.reward.v1.SummaryScore\"\xd9\x01\n\rScoreResponse\x12.\n\x05items\x18\x01 \x03(\x0b\x32\x1f.andon.api.reward.v1.ItemScores\x12\x30\n\x05model\x18\x02 \x01(\x0b\x32!.andon.api.common.v1.ModelVersion\x12\x39\n\rnormalization\x18\x03 \x01(\x0b\x32\".andon.api.reward.v1.Normalization\x12+\n\x06timing\x18\x04 \x01(\x0b\x32\x1b.andon.api.common.v1.Timing\"!\n\x10LoadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"|\n\x11LoadModelResponse\x12,\n\x04info\x18\x01 \x01(\x0b\x32\x1e.andon.api.common.v1.ModelInfo\x12\x39\n\rnormalization\x18\x02 \x01(\x0b\x32\".andon.api.reward.v1.Normalization\"\x15\n\x13GetModelInfoRequest\"\x7f\n\x14GetModelInfoResponse\x12,\n\x04info\x18\x01 \x01(\x0b\x32\x1e.andon.api.common.v1.ModelInfo\x12\x39\n\rnormalization\x18\x02 \x01(\x0b\x32\".andon.api.reward.v1.Normalization*\x8a\x01\n\x13NormalizationMethod\x12$\n NORMALIZATION_METHOD_UNSPECIFIED\x10\x00\x12\'\n#NORMALIZATION_METHOD_REFERENCE_ZERO\x10\x01\x12$\n NORMALIZATION_METHOD_POLICY_UNIT\x10\x02\x32\xa0\x02\n\rRewardService\x12N\n\x05Score\x12!.andon.api.reward.v1.ScoreRequest\x1a\".andon.api.reward.v1.ScoreResponse\x12Z\n\tLoadModel\x12%.andon.api.reward.v1.LoadModelRequest\x1a&.andon.api.reward.v1.LoadModelResponse\x12\x63\n\x0cGetModelInfo\x12(.andon.api.reward.v1.GetModelInfoRequest\x1a).andon.api.reward.v1.GetModelInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(andon/api/reward/v1/reward_service.proto\x12\x13\x61ndon.api.reward.v1\x1a\x1f\x61ndon/api/common/v1/model.proto\x1a\"andon/api/common/v1/sequence.proto\x1a andon/api/common/v1/timing.proto\"l\n\tScoreItem\x12-\n\x08\x64ocument\x18\x01 \x01(\x0b\x32\x1b.andon.api.common.v1.Prompt\x12\x30\n\tsummaries\x18\x02 \x03(\x0b\x32\x1d.andon.api.common.v1.Response\"\x8c\x01\n\x0cScoreRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12-\n\x05items\x18\x02 \x03(\x0b\x32\x1e.andon.api.reward.v1.ScoreItem\x12\x39\n\x0erequired_model\x18\x03 \x01(\x0b\x32!.andon.api.common.v1.ModelVersion\"e\n\rNormalization\x12\x38\n\x06method\x18\x01 \x01(\x0e\x32(.andon.api.reward.v1.NormalizationMethod\x12\x0c\n\x04gain\x18\x02 \x01(\x01\x12\x0c\n\x04\x62ias\x18\x03 \x01(\x01\"E\n\x0cSummaryScore\x12\r\n\x05score\x18\x01 \x01(\x02\x12\x11\n\traw_score\x18\x02 \x01(\x02\x12\x13\n\x0btoken_count\x18\x03 \x01(\x05\"B\n\nItemScores\x12\x34\n\tsummaries\x18\x01 \x03(\x0b\x32!.andon.api.reward.v1.SummaryScore\"\xf8\x01\n\rScoreResponse\x12.\n\x05items\x18\x01 \x03(\x0b\x32\x1f.andon.api.reward.v1.ItemScores\x12\x30\n\x05model\x18\x02 \x01(\x0b\x32!.andon.api.common.v1.ModelVersion\x12\x39\n\rnormalization\x18\x03 \x01(\x0b\x32\".andon.api.reward.v1.Normalization\x12+\n\x06timing\x18\x04 \x01(\x0b\x32\x1b.andon.api.common.v1.Timing\x12\x1d\n\x15tokenizer_fingerprint\x18\x05 \x01(\t\"!\n\x10LoadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"|\n\x11LoadModelResponse\x12,\n\x04info\x18\x01 \x01(\x0b\x32\x1e.andon.api.common.v1.ModelInfo\x12\x39\n\rnormalization\x18\x02 \x01(\x0b\x32\".andon.api.reward.v1.Normalization\"\x15\n\x13GetModelInfoRequest\"\x7f\n\x14GetModelInfoResponse\x12,\n\x04info\x18\x01 \x01(\x0b\x32\x1e.andon.api.common.v1.ModelInfo\x12\x39\n\rnormalization\x18\x02 \x01(\x0b\x32\".andon.api.reward.v1.Normalization*\x8a\x01\n\x13NormalizationMethod\x12$\n NORMALIZATION_METHOD_UNSPECIFIED\x10\x00\x12\'\n#NORMALIZATION_METHOD_REFERENCE_ZERO\x10\x01\x12$\n NORMALIZATION_METHOD_POLICY_UNIT\x10\x02\x32\xa0\x02\n\rRewardService\x12N\n\x05Score\x12!.andon.api.reward.v1.ScoreRequest\x1a\".andon.api.reward.v1.ScoreResponse\x12Z\n\tLoadModel\x12%.andon.api.reward.v1.LoadModelRequest\x1a&.andon.api.reward.v1.LoadModelResponse\x12\x63\n\x0cGetModelInfo\x12(.andon.api.reward.v1.GetModelInfoRequest\x1a).andon.api.reward.v1.GetModelInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'andon.api.reward.v1.reward_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_NORMALIZATIONMETHOD']._serialized_start=1197
-  _globals['_NORMALIZATIONMETHOD']._serialized_end=1335
+  _globals['_NORMALIZATIONMETHOD']._serialized_start=1228
+  _globals['_NORMALIZATIONMETHOD']._serialized_end=1366
   _globals['_SCOREITEM']._serialized_start=168
   _globals['_SCOREITEM']._serialized_end=276
   _globals['_SCOREREQUEST']._serialized_start=279
@@ -47,15 +47,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ITEMSCORES']._serialized_start=595
   _globals['_ITEMSCORES']._serialized_end=661
   _globals['_SCORERESPONSE']._serialized_start=664
-  _globals['_SCORERESPONSE']._serialized_end=881
-  _globals['_LOADMODELREQUEST']._serialized_start=883
-  _globals['_LOADMODELREQUEST']._serialized_end=916
-  _globals['_LOADMODELRESPONSE']._serialized_start=918
-  _globals['_LOADMODELRESPONSE']._serialized_end=1042
-  _globals['_GETMODELINFOREQUEST']._serialized_start=1044
-  _globals['_GETMODELINFOREQUEST']._serialized_end=1065
-  _globals['_GETMODELINFORESPONSE']._serialized_start=1067
-  _globals['_GETMODELINFORESPONSE']._serialized_end=1194
-  _globals['_REWARDSERVICE']._serialized_start=1338
-  _globals['_REWARDSERVICE']._serialized_end=1626
+  _globals['_SCORERESPONSE']._serialized_end=912
+  _globals['_LOADMODELREQUEST']._serialized_start=914
+  _globals['_LOADMODELREQUEST']._serialized_end=947
+  _globals['_LOADMODELRESPONSE']._serialized_start=949
+  _globals['_LOADMODELRESPONSE']._serialized_end=1073
+  _globals['_GETMODELINFOREQUEST']._serialized_start=1075
+  _globals['_GETMODELINFOREQUEST']._serialized_end=1096
+  _globals['_GETMODELINFORESPONSE']._serialized_start=1098
+  _globals['_GETMODELINFORESPONSE']._serialized_end=1225
+  _globals['_REWARDSERVICE']._serialized_start=1369
+  _globals['_REWARDSERVICE']._serialized_end=1657
 # @@protoc_insertion_point(module_scope)

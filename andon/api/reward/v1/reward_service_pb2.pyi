@@ -204,6 +204,9 @@ class ScoreResponse(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     NORMALIZATION_FIELD_NUMBER: _builtins.int
     TIMING_FIELD_NUMBER: _builtins.int
+    TOKENIZER_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    tokenizer_fingerprint: _builtins.str
+    """As in ModelInfo, of the vocabulary that the call was read with."""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ItemScores]:
         """One entry per item, in the order of the request."""
@@ -227,10 +230,11 @@ class ScoreResponse(_message.Message):
         model: _model_pb2.ModelVersion | None = ...,
         normalization: Global___Normalization | None = ...,
         timing: _timing_pb2.Timing | None = ...,
+        tokenizer_fingerprint: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "normalization", b"normalization", "timing", b"timing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "model", b"model", "normalization", b"normalization", "timing", b"timing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "model", b"model", "normalization", b"normalization", "timing", b"timing", "tokenizer_fingerprint", b"tokenizer_fingerprint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -28,7 +28,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*andon/api/trainer/v1/trainer_service.proto\x12\x14\x61ndon.api.trainer.v1\x1a\x1f\x61ndon/api/common/v1/model.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf4\x02\n\x03Run\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12*\n\x05stage\x18\x02 \x01(\x0e\x32\x1b.andon.api.trainer.v1.Stage\x12-\n\x05state\x18\x03 \x01(\x0e\x32\x1e.andon.api.trainer.v1.RunState\x12\x0c\n\x04step\x18\x04 \x01(\x03\x12\x18\n\x10total_step_count\x18\x05 \x01(\x03\x12\'\n\x06\x63onfig\x18\x06 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x16\n\x0estatus_message\x18\x07 \x01(\t\x12\x37\n\x0coutput_model\x18\x08 \x01(\x0b\x32!.andon.api.common.v1.ModelVersion\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"z\n\x0fStartRunRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12*\n\x05stage\x18\x02 \x01(\x0e\x32\x1b.andon.api.trainer.v1.Stage\x12\'\n\x06\x63onfig\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\":\n\x10StartRunResponse\x12&\n\x03run\x18\x01 \x01(\x0b\x32\x19.andon.api.trainer.v1.Run\"9\n\x0fWatchRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\"N\n\x0cStateChanged\x12-\n\x05state\x18\x01 \x01(\x0e\x32\x1e.andon.api.trainer.v1.RunState\x12\x0f\n\x07message\x18\x02 \x01(\t\"\xe6\x01\n\x08Progress\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x18\n\x10total_step_count\x18\x02 \x01(\x03\x12\r\n\x05phase\x18\x03 \x01(\t\x12<\n\x07metrics\x18\x04 \x03(\x0b\x32+.andon.api.trainer.v1.Progress.MetricsEntry\x12\x35\n\x12remaining_duration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"R\n\x0eModelPublished\x12\x30\n\x05model\x18\x01 \x01(\x0b\x32!.andon.api.common.v1.ModelVersion\x12\x0e\n\x06stored\x18\x02 \x01(\x08\"\x87\x02\n\x08RunEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12.\n\nevent_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12;\n\rstate_changed\x18\x03 \x01(\x0b\x32\".andon.api.trainer.v1.StateChangedH\x00\x12\x32\n\x08progress\x18\x04 \x01(\x0b\x32\x1e.andon.api.trainer.v1.ProgressH\x00\x12?\n\x0fmodel_published\x18\x05 \x01(\x0b\x32$.andon.api.trainer.v1.ModelPublishedH\x00\x42\x07\n\x05\x65vent\"A\n\x10WatchRunResponse\x12-\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1e.andon.api.trainer.v1.RunEvent\"1\n\x0fPauseRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\":\n\x10PauseRunResponse\x12&\n\x03run\x18\x01 \x01(\x0b\x32\x19.andon.api.trainer.v1.Run\"\"\n\x10ResumeRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\";\n\x11ResumeRunResponse\x12&\n\x03run\x18\x01 \x01(\x0b\x32\x19.andon.api.trainer.v1.Run\"0\n\x0eStopRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"9\n\x0fStopRunResponse\x12&\n\x03run\x18\x01 \x01(\x0b\x32\x19.andon.api.trainer.v1.Run\"\x1f\n\rGetRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"8\n\x0eGetRunResponse\x12&\n\x03run\x18\x01 \x01(\x0b\x32\x19.andon.api.trainer.v1.Run\"8\n\x0fListRunsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"T\n\x10ListRunsResponse\x12\'\n\x04runs\x18\x01 \x03(\x0b\x32\x19.andon.api.trainer.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*T\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\r\n\tSTAGE_SFT\x10\x01\x12\x16\n\x12STAGE_REWARD_MODEL\x10\x02\x12\r\n\tSTAGE_PPO\x10\x03*\xca\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11RUN_STATE_PENDING\x10\x01\x12\x15\n\x11RUN_STATE_RUNNING\x10\x02\x12\x14\n\x10RUN_STATE_PAUSED\x10\x03\x12\x19\n\x15RUN_STATE_INTERRUPTED\x10\x04\x12\x17\n\x13RUN_STATE_SUCCEEDED\x10\x05\x12\x14\n\x10RUN_STATE_FAILED\x10\x06\x12\x15\n\x11RUN_STATE_STOPPED\x10\x07\x32\x89\x05\n\x0eTrainerService\x12Y\n\x08StartRun\x12%.andon.api.trainer.v1.StartRunRequest\x1a&.andon.api.trainer.v1.StartRunResponse\x12[\n\x08WatchRun\x12%.andon.api.trainer.v1.WatchRunRequest\x1a&.andon.api.trainer.v1.WatchRunResponse0\x01\x12Y\n\x08PauseRun\x12%.andon.api.trainer.v1.PauseRunRequest\x1a&.andon.api.trainer.v1.PauseRunResponse\x12\\\n\tResumeRun\x12&.andon.api.trainer.v1.ResumeRunRequest\x1a\'.andon.api.trainer.v1.ResumeRunResponse\x12V\n\x07StopRun\x12$.andon.api.trainer.v1.StopRunRequest\x1a%.andon.api.trainer.v1.StopRunResponse\x12S\n\x06GetRun\x12#.andon.api.trainer.v1.GetRunRequest\x1a$.andon.api.trainer.v1.GetRunResponse\x12Y\n\x08ListRuns\x12%.andon.api.trainer.v1.ListRunsRequest\x1a&.andon.api.trainer.v1.ListRunsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*andon/api/trainer/v1/trainer_service.proto\x12\x14\x61ndon.api.trainer.v1\x1a\x1f\x61ndon/api/common/v1/model.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf4\x02\n\x03Run\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12*\n\x05stage\x18\x02 \x01(\x0e\x32\x1b.andon.api.trainer.v1.Stage\x12-\n\x05state\x18\x03 \x01(\x0e\x32\x1e.andon.api.trainer.v1.RunState\x12\x0c\n\x04step\x18\x04 \x01(\x03\x12\x18\n\x10total_step_count\x18\x05 \x01(\x03\x12\'\n\x06\x63onfig\x18\x06 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x16\n\x0estatus_message\x18\x07 \x01(\t\x12\x37\n\x0coutput_model\x18\x08 \x01(\x0b\x32!.andon.api.common.v1.ModelVersion\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"z\n\x0fStartRunRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12*\n\x05stage\x18\x02 \x01(\x0e\x32\x1b.andon.api.trainer.v1.Stage\x12\'\n\x06\x63onfig\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\":\n\x10StartRunResponse\x12&\n\x03run\x18\x01 \x01(\x0b\x32\x19.andon.api.trainer.v1.Run\"9\n\x0fWatchRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\"N\n\x0cStateChanged\x12-\n\x05state\x18\x01 \x01(\x0e\x32\x1e.andon.api.trainer.v1.RunState\x12\x0f\n\x07message\x18\x02 \x01(\t\"\xe6\x01\n\x08Progress\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x18\n\x10total_step_count\x18\x02 \x01(\x03\x12\r\n\x05phase\x18\x03 \x01(\t\x12<\n\x07metrics\x18\x04 \x03(\x0b\x32+.andon.api.trainer.v1.Progress.MetricsEntry\x12\x35\n\x12remaining_duration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"R\n\x0eModelPublished\x12\x30\n\x05model\x18\x01 \x01(\x0b\x32!.andon.api.common.v1.ModelVersion\x12\x0e\n\x06stored\x18\x02 \x01(\x08\"\x93\x01\n\nGuardAlarm\x12\r\n\x05guard\x18\x01 \x01(\t\x12\x31\n\x06\x61\x63tion\x18\x02 \x01(\x0e\x32!.andon.api.trainer.v1.GuardAction\x12\x11\n\tstatistic\x18\x03 \x01(\x01\x12\x11\n\tthreshold\x18\x04 \x01(\x01\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x0c\n\x04step\x18\x06 \x01(\x03\"\xc0\x02\n\x08RunEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12.\n\nevent_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12;\n\rstate_changed\x18\x03 \x01(\x0b\x32\".andon.api.trainer.v1.StateChangedH\x00\x12\x32\n\x08progress\x18\x04 \x01(\x0b\x32\x1e.andon.api.trainer.v1.ProgressH\x00\x12?\n\x0fmodel_published\x18\x05 \x01(\x0b\x32$.andon.api.trainer.v1.ModelPublishedH\x00\x12\x37\n\x0bguard_alarm\x18\x06 \x01(\x0b\x32 .andon.api.trainer.v1.GuardAlarmH\x00\x42\x07\n\x05\x65vent\"A\n\x10WatchRunResponse\x12-\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1e.andon.api.trainer.v1.RunEvent\"1\n\x0fPauseRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\":\n\x10PauseRunResponse\x12&\n\x03run\x18\x01 \x01(\x0b\x32\x19.andon.api.trainer.v1.Run\"\"\n\x10ResumeRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\";\n\x11ResumeRunResponse\x12&\n\x03run\x18\x01 \x01(\x0b\x32\x19.andon.api.trainer.v1.Run\"0\n\x0eStopRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"9\n\x0fStopRunResponse\x12&\n\x03run\x18\x01 \x01(\x0b\x32\x19.andon.api.trainer.v1.Run\"\x1f\n\rGetRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"8\n\x0eGetRunResponse\x12&\n\x03run\x18\x01 \x01(\x0b\x32\x19.andon.api.trainer.v1.Run\"8\n\x0fListRunsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"T\n\x10ListRunsResponse\x12\'\n\x04runs\x18\x01 \x03(\x0b\x32\x19.andon.api.trainer.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*T\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\r\n\tSTAGE_SFT\x10\x01\x12\x16\n\x12STAGE_REWARD_MODEL\x10\x02\x12\r\n\tSTAGE_PPO\x10\x03*\xca\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11RUN_STATE_PENDING\x10\x01\x12\x15\n\x11RUN_STATE_RUNNING\x10\x02\x12\x14\n\x10RUN_STATE_PAUSED\x10\x03\x12\x19\n\x15RUN_STATE_INTERRUPTED\x10\x04\x12\x17\n\x13RUN_STATE_SUCCEEDED\x10\x05\x12\x14\n\x10RUN_STATE_FAILED\x10\x06\x12\x15\n\x11RUN_STATE_STOPPED\x10\x07*p\n\x0bGuardAction\x12\x1c\n\x18GUARD_ACTION_UNSPECIFIED\x10\x00\x12\x15\n\x11GUARD_ACTION_WARN\x10\x01\x12\x15\n\x11GUARD_ACTION_HOLD\x10\x02\x12\x15\n\x11GUARD_ACTION_CORD\x10\x03\x32\x89\x05\n\x0eTrainerService\x12Y\n\x08StartRun\x12%.andon.api.trainer.v1.StartRunRequest\x1a&.andon.api.trainer.v1.StartRunResponse\x12[\n\x08WatchRun\x12%.andon.api.trainer.v1.WatchRunRequest\x1a&.andon.api.trainer.v1.WatchRunResponse0\x01\x12Y\n\x08PauseRun\x12%.andon.api.trainer.v1.PauseRunRequest\x1a&.andon.api.trainer.v1.PauseRunResponse\x12\\\n\tResumeRun\x12&.andon.api.trainer.v1.ResumeRunRequest\x1a\'.andon.api.trainer.v1.ResumeRunResponse\x12V\n\x07StopRun\x12$.andon.api.trainer.v1.StopRunRequest\x1a%.andon.api.trainer.v1.StopRunResponse\x12S\n\x06GetRun\x12#.andon.api.trainer.v1.GetRunRequest\x1a$.andon.api.trainer.v1.GetRunResponse\x12Y\n\x08ListRuns\x12%.andon.api.trainer.v1.ListRunsRequest\x1a&.andon.api.trainer.v1.ListRunsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,10 +37,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PROGRESS_METRICSENTRY']._loaded_options = None
   _globals['_PROGRESS_METRICSENTRY']._serialized_options = b'8\001'
-  _globals['_STAGE']._serialized_start=2096
-  _globals['_STAGE']._serialized_end=2180
-  _globals['_RUNSTATE']._serialized_start=2183
-  _globals['_RUNSTATE']._serialized_end=2385
+  _globals['_STAGE']._serialized_start=2303
+  _globals['_STAGE']._serialized_end=2387
+  _globals['_RUNSTATE']._serialized_start=2390
+  _globals['_RUNSTATE']._serialized_end=2592
+  _globals['_GUARDACTION']._serialized_start=2594
+  _globals['_GUARDACTION']._serialized_end=2706
   _globals['_RUN']._serialized_start=197
   _globals['_RUN']._serialized_end=569
   _globals['_STARTRUNREQUEST']._serialized_start=571
@@ -57,30 +59,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROGRESS_METRICSENTRY']._serialized_end=1125
   _globals['_MODELPUBLISHED']._serialized_start=1127
   _globals['_MODELPUBLISHED']._serialized_end=1209
-  _globals['_RUNEVENT']._serialized_start=1212
-  _globals['_RUNEVENT']._serialized_end=1475
-  _globals['_WATCHRUNRESPONSE']._serialized_start=1477
-  _globals['_WATCHRUNRESPONSE']._serialized_end=1542
-  _globals['_PAUSERUNREQUEST']._serialized_start=1544
-  _globals['_PAUSERUNREQUEST']._serialized_end=1593
-  _globals['_PAUSERUNRESPONSE']._serialized_start=1595
-  _globals['_PAUSERUNRESPONSE']._serialized_end=1653
-  _globals['_RESUMERUNREQUEST']._serialized_start=1655
-  _globals['_RESUMERUNREQUEST']._serialized_end=1689
-  _globals['_RESUMERUNRESPONSE']._serialized_start=1691
-  _globals['_RESUMERUNRESPONSE']._serialized_end=1750
-  _globals['_STOPRUNREQUEST']._serialized_start=1752
-  _globals['_STOPRUNREQUEST']._serialized_end=1800
-  _globals['_STOPRUNRESPONSE']._serialized_start=1802
-  _globals['_STOPRUNRESPONSE']._serialized_end=1859
-  _globals['_GETRUNREQUEST']._serialized_start=1861
-  _globals['_GETRUNREQUEST']._serialized_end=1892
-  _globals['_GETRUNRESPONSE']._serialized_start=1894
-  _globals['_GETRUNRESPONSE']._serialized_end=1950
-  _globals['_LISTRUNSREQUEST']._serialized_start=1952
-  _globals['_LISTRUNSREQUEST']._serialized_end=2008
-  _globals['_LISTRUNSRESPONSE']._serialized_start=2010
-  _globals['_LISTRUNSRESPONSE']._serialized_end=2094
-  _globals['_TRAINERSERVICE']._serialized_start=2388
-  _globals['_TRAINERSERVICE']._serialized_end=3037
+  _globals['_GUARDALARM']._serialized_start=1212
+  _globals['_GUARDALARM']._serialized_end=1359
+  _globals['_RUNEVENT']._serialized_start=1362
+  _globals['_RUNEVENT']._serialized_end=1682
+  _globals['_WATCHRUNRESPONSE']._serialized_start=1684
+  _globals['_WATCHRUNRESPONSE']._serialized_end=1749
+  _globals['_PAUSERUNREQUEST']._serialized_start=1751
+  _globals['_PAUSERUNREQUEST']._serialized_end=1800
+  _globals['_PAUSERUNRESPONSE']._serialized_start=1802
+  _globals['_PAUSERUNRESPONSE']._serialized_end=1860
+  _globals['_RESUMERUNREQUEST']._serialized_start=1862
+  _globals['_RESUMERUNREQUEST']._serialized_end=1896
+  _globals['_RESUMERUNRESPONSE']._serialized_start=1898
+  _globals['_RESUMERUNRESPONSE']._serialized_end=1957
+  _globals['_STOPRUNREQUEST']._serialized_start=1959
+  _globals['_STOPRUNREQUEST']._serialized_end=2007
+  _globals['_STOPRUNRESPONSE']._serialized_start=2009
+  _globals['_STOPRUNRESPONSE']._serialized_end=2066
+  _globals['_GETRUNREQUEST']._serialized_start=2068
+  _globals['_GETRUNREQUEST']._serialized_end=2099
+  _globals['_GETRUNRESPONSE']._serialized_start=2101
+  _globals['_GETRUNRESPONSE']._serialized_end=2157
+  _globals['_LISTRUNSREQUEST']._serialized_start=2159
+  _globals['_LISTRUNSREQUEST']._serialized_end=2215
+  _globals['_LISTRUNSRESPONSE']._serialized_start=2217
+  _globals['_LISTRUNSRESPONSE']._serialized_end=2301
+  _globals['_TRAINERSERVICE']._serialized_start=2709
+  _globals['_TRAINERSERVICE']._serialized_end=3358
 # @@protoc_insertion_point(module_scope)

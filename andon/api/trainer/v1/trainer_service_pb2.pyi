@@ -61,7 +61,7 @@ class _RunStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunState.Val
     RUN_STATE_RUNNING: _RunState.ValueType  # 2
     """In progress."""
     RUN_STATE_PAUSED: _RunState.ValueType  # 3
-    """Standing still at a checkpoint, by PauseRun or by the cord."""
+    """Standing still at a checkpoint, by PauseRun, by a guard or by the cord."""
     RUN_STATE_INTERRUPTED: _RunState.ValueType  # 4
     """Its process ended before the run did."""
     RUN_STATE_SUCCEEDED: _RunState.ValueType  # 5
@@ -80,7 +80,7 @@ RUN_STATE_PENDING: RunState.ValueType  # 1
 RUN_STATE_RUNNING: RunState.ValueType  # 2
 """In progress."""
 RUN_STATE_PAUSED: RunState.ValueType  # 3
-"""Standing still at a checkpoint, by PauseRun or by the cord."""
+"""Standing still at a checkpoint, by PauseRun, by a guard or by the cord."""
 RUN_STATE_INTERRUPTED: RunState.ValueType  # 4
 """Its process ended before the run did."""
 RUN_STATE_SUCCEEDED: RunState.ValueType  # 5
@@ -90,6 +90,36 @@ RUN_STATE_FAILED: RunState.ValueType  # 6
 RUN_STATE_STOPPED: RunState.ValueType  # 7
 """Ended by StopRun."""
 Global___RunState: _TypeAlias = RunState  # noqa: Y015
+
+class _GuardAction:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _GuardActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GuardAction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    GUARD_ACTION_UNSPECIFIED: _GuardAction.ValueType  # 0
+    GUARD_ACTION_WARN: _GuardAction.ValueType  # 1
+    """The alarm is told, the run goes on."""
+    GUARD_ACTION_HOLD: _GuardAction.ValueType  # 2
+    """The run stands still and publishes nothing until ResumeRun."""
+    GUARD_ACTION_CORD: _GuardAction.ValueType  # 3
+    """The trainer pulls the cord: every run stands still until a researcher
+    releases it.
+    """
+
+class GuardAction(_GuardAction, metaclass=_GuardActionEnumTypeWrapper):
+    """GuardAction is what a guard's alarm leads to."""
+
+GUARD_ACTION_UNSPECIFIED: GuardAction.ValueType  # 0
+GUARD_ACTION_WARN: GuardAction.ValueType  # 1
+"""The alarm is told, the run goes on."""
+GUARD_ACTION_HOLD: GuardAction.ValueType  # 2
+"""The run stands still and publishes nothing until ResumeRun."""
+GUARD_ACTION_CORD: GuardAction.ValueType  # 3
+"""The trainer pulls the cord: every run stands still until a researcher
+releases it.
+"""
+Global___GuardAction: _TypeAlias = GuardAction  # noqa: Y015
 
 @_typing.final
 class Run(_message.Message):
@@ -360,6 +390,50 @@ class ModelPublished(_message.Message):
 Global___ModelPublished: _TypeAlias = ModelPublished  # noqa: Y015
 
 @_typing.final
+class GuardAlarm(_message.Message):
+    """GuardAlarm says that a guard found a sign of a defect. With HOLD and CORD the
+    update's weights were not published.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GUARD_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    STATISTIC_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    guard: _builtins.str
+    """The guard, for example "direction_scores". The trainer's README lists them."""
+    action: Global___GuardAction.ValueType
+    """What follows."""
+    statistic: _builtins.float
+    """What was measured; an alarm is a statistic above its threshold."""
+    threshold: _builtins.float
+    """The threshold."""
+    message: _builtins.str
+    """The finding in words."""
+    step: _builtins.int
+    """The update that was looked at; 0 before the first."""
+    def __init__(
+        self,
+        *,
+        guard: _builtins.str = ...,
+        action: Global___GuardAction.ValueType = ...,
+        statistic: _builtins.float = ...,
+        threshold: _builtins.float = ...,
+        message: _builtins.str = ...,
+        step: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "guard", b"guard", "message", b"message", "statistic", b"statistic", "step", b"step", "threshold", b"threshold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GuardAlarm: _TypeAlias = GuardAlarm  # noqa: Y015
+
+@_typing.final
 class RunEvent(_message.Message):
     """RunEvent is something that happened in a run."""
 
@@ -370,6 +444,7 @@ class RunEvent(_message.Message):
     STATE_CHANGED_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     MODEL_PUBLISHED_FIELD_NUMBER: _builtins.int
+    GUARD_ALARM_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Grows by one with every event of the run, from 1."""
     @_builtins.property
@@ -388,6 +463,10 @@ class RunEvent(_message.Message):
     def model_published(self) -> Global___ModelPublished:
         """A model was written."""
 
+    @_builtins.property
+    def guard_alarm(self) -> Global___GuardAlarm:
+        """A guard found something."""
+
     def __init__(
         self,
         *,
@@ -396,12 +475,13 @@ class RunEvent(_message.Message):
         state_changed: Global___StateChanged | None = ...,
         progress: Global___Progress | None = ...,
         model_published: Global___ModelPublished | None = ...,
+        guard_alarm: Global___GuardAlarm | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "event_time", b"event_time", "model_published", b"model_published", "progress", b"progress", "state_changed", b"state_changed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "event_time", b"event_time", "guard_alarm", b"guard_alarm", "model_published", b"model_published", "progress", b"progress", "state_changed", b"state_changed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "event_time", b"event_time", "model_published", b"model_published", "progress", b"progress", "sequence", b"sequence", "state_changed", b"state_changed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "event_time", b"event_time", "guard_alarm", b"guard_alarm", "model_published", b"model_published", "progress", b"progress", "sequence", b"sequence", "state_changed", b"state_changed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["state_changed", "progress", "model_published"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["state_changed", "progress", "model_published", "guard_alarm"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 

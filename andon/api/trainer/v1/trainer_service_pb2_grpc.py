@@ -109,7 +109,7 @@ class TrainerServiceServicer:
 
     def ResumeRun(self, request, context):
         """ResumeRun continues a paused, interrupted or failed run from its last
-        checkpoint. NOT_FOUND: RUN_NOT_FOUND. FAILED_PRECONDITION:
+        checkpoint. A run that a guard holds goes on as its guard was overruled. NOT_FOUND: RUN_NOT_FOUND. FAILED_PRECONDITION:
         RUN_NOT_RESUMABLE, RUN_IN_PROGRESS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -54,7 +54,7 @@ class TrainerServiceStub:
     """
     ResumeRun: _grpc.UnaryUnaryMultiCallable[_trainer_service_pb2.ResumeRunRequest, _trainer_service_pb2.ResumeRunResponse]
     """ResumeRun continues a paused, interrupted or failed run from its last
-    checkpoint. NOT_FOUND: RUN_NOT_FOUND. FAILED_PRECONDITION:
+    checkpoint. A run that a guard holds goes on as its guard was overruled. NOT_FOUND: RUN_NOT_FOUND. FAILED_PRECONDITION:
     RUN_NOT_RESUMABLE, RUN_IN_PROGRESS.
     """
     StopRun: _grpc.UnaryUnaryMultiCallable[_trainer_service_pb2.StopRunRequest, _trainer_service_pb2.StopRunResponse]
@@ -94,7 +94,7 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     """
     ResumeRun: _aio.UnaryUnaryMultiCallable[_trainer_service_pb2.ResumeRunRequest, _trainer_service_pb2.ResumeRunResponse]  # type: ignore[assignment]
     """ResumeRun continues a paused, interrupted or failed run from its last
-    checkpoint. NOT_FOUND: RUN_NOT_FOUND. FAILED_PRECONDITION:
+    checkpoint. A run that a guard holds goes on as its guard was overruled. NOT_FOUND: RUN_NOT_FOUND. FAILED_PRECONDITION:
     RUN_NOT_RESUMABLE, RUN_IN_PROGRESS.
     """
     StopRun: _aio.UnaryUnaryMultiCallable[_trainer_service_pb2.StopRunRequest, _trainer_service_pb2.StopRunResponse]  # type: ignore[assignment]
@@ -155,7 +155,7 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_service_pb2.ResumeRunResponse, _abc.Awaitable[_trainer_service_pb2.ResumeRunResponse]]:
         """ResumeRun continues a paused, interrupted or failed run from its last
-        checkpoint. NOT_FOUND: RUN_NOT_FOUND. FAILED_PRECONDITION:
+        checkpoint. A run that a guard holds goes on as its guard was overruled. NOT_FOUND: RUN_NOT_FOUND. FAILED_PRECONDITION:
         RUN_NOT_RESUMABLE, RUN_IN_PROGRESS.
         """
 
