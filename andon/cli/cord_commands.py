@@ -1,8 +1,9 @@
-"""``andon cord``: stop training, let it go on, see who did."""
+"""``andon cord``: stop training, let it go on, see who did and when."""
 
 from __future__ import annotations
 
 import getpass
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ import typer
 
 from andon.cli.endpoints import find_target
 from andon.cli.options import HomeOption, LabelingTarget
-from andon.cli.output import JsonFlag, print_json, results
+from andon.cli.output import JsonFlag, print_json, print_table, results
 from andon.cli.tokens import find_token, has_own_name
 from andon.client.cord import Cord, CordClient
 
@@ -66,6 +67,37 @@ def watch(labeling_target: LabelingTarget = None, home: HomeOption = None, as_js
             if cord != shown:
                 _show(cord, as_json=as_json, indent=None)
             shown = cord
+
+
+@app.command()
+def log(
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Only so many of the newest; all when left out.")
+    ] = None,
+    labeling_target: LabelingTarget = None,
+    home: HomeOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show the record: every pull and release with who, when and why, newest first."""
+    with _client(labeling_target, home) as client:
+        events = list(islice(client.events(page_size=min(limit or 1000, 1000)), limit))
+    if as_json:
+        print_json(events)
+        return
+    print_table(
+        None,
+        (">event", "when", "what", "who", "why"),
+        [
+            (
+                event.event_number,
+                f"{event.event_time.astimezone():%Y-%m-%d %H:%M:%S}",
+                "pulled" if event.action == "pull" else "released",
+                event.actor,
+                event.reason,
+            )
+            for event in events
+        ],
+    )
 
 
 def _client(labeling_target: str | None, home: Path | None) -> CordClient:

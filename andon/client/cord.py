@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
 from andon.api.labeling.v1 import cord_service_pb2 as cord_pb2
 from andon.api.labeling.v1 import cord_service_pb2_grpc as cord_grpc
@@ -22,6 +23,17 @@ class Cord:
     actor: str
     reason: str
     event_time: datetime | None  # None when the cord was never touched
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CordEvent:
+    """One entry of the record, which is only ever added to."""
+
+    event_number: int  # from 1, without gaps
+    action: Literal["pull", "release"]
+    actor: str
+    reason: str
+    event_time: datetime
 
 
 class CordClient(ServiceConnection):
@@ -82,6 +94,30 @@ class CordClient(ServiceConnection):
             wait_for_ready=wait_for_ready,
         ):
             yield _cord(answer.cord)
+
+    def events(self, *, page_size: int = 100, timeout_s: float = 30.0) -> Iterator[CordEvent]:
+        """The whole record, newest first, fetched page by page as it is read."""
+        page_token = ""
+        while True:
+            answer = self.unary(
+                self._stub.ListCordEvents,
+                cord_pb2.ListCordEventsRequest(page_size=page_size, page_token=page_token),
+                timeout_s=timeout_s,
+            )
+            yield from map(_event, answer.events)
+            page_token = answer.next_page_token
+            if not page_token:
+                return
+
+
+def _event(event: cord_pb2.CordEvent) -> CordEvent:
+    return CordEvent(
+        event_number=event.event_number,
+        action="release" if event.action == cord_pb2.CORD_ACTION_RELEASE else "pull",
+        actor=event.actor,
+        reason=event.reason,
+        event_time=timestamp_to_datetime(event.event_time),
+    )
 
 
 def _cord(cord: cord_pb2.Cord) -> Cord:

@@ -35,6 +35,7 @@ _CORD: Mapping[str, frozenset[Role]] = {
     "ReleaseCord": _RESEARCHERS,
     "WatchCord": _EVERYBODY,
     "GetCord": _EVERYBODY,
+    "ListCordEvents": _EVERYBODY,
 }
 _ACCESS: Mapping[str, frozenset[Role]] = {
     "CreateInvitation": _RESEARCHERS,  # a researcher only labelers, see accounts.may_invite

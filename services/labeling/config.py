@@ -35,6 +35,8 @@ class LabelingConfig(ServerConfig):
     """The longest document or candidate."""
     cord_keepalive_s: float = Field(default=1.0, gt=0)
     """A watcher of the cord hears the state at least this often."""
+    cord_poll_s: float = Field(default=0.25, gt=0)
+    """How often this process looks whether another one on the same database has touched the cord."""
     export_page_comparisons: int = Field(default=500, ge=1)
     """Comparisons read from the database at a time."""
     export_poll_s: float = Field(default=1.0, gt=0)

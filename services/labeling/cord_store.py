@@ -1,4 +1,6 @@
-"""How the record of the cord is kept. Events are only ever added."""
+"""How the record of the cord is kept. Events are only ever added, which the database enforces by itself: it
+refuses to change or remove one, and one out of turn (see the migration 0003).
+"""
 
 from __future__ import annotations
 
@@ -55,9 +57,11 @@ class CordStore:
         """The last event, None when the cord was never touched."""
         return self._database.read(_last)
 
-    def newest_events(self, limit: int) -> list[CordEvent]:
-        """The last events, newest first."""
+    def newest_events(self, limit: int, *, before: int | None = None) -> list[CordEvent]:
+        """The last events, newest first; of those with smaller numbers than ``before`` if it is given."""
         query = sa.select(cord_events).order_by(cord_events.c.number.desc()).limit(limit)
+        if before is not None:
+            query = query.where(cord_events.c.number < before)
         return self._database.read(lambda connection: [_event(row) for row in connection.execute(query)])
 
     def events_after(self, number: int) -> list[CordEvent]:

@@ -27,7 +27,7 @@ from services.labeling.answers import (
     Verdict,
 )
 from services.labeling.assignment import LeasedTask
-from services.labeling.cord import CordEvent, is_pulled
+from services.labeling.cord import CordAction, CordEvent, is_pulled
 from services.labeling.errors import InvalidFieldError
 from services.labeling.export import ExportFilter, LabelerFold
 from services.labeling.imports import UNKNOWN_LABELER, ImportRow, ImportTally
@@ -56,6 +56,10 @@ _PURPOSES = {
 }
 _PURPOSES_OUT = {
     purpose: value for value, purpose in _PURPOSES.items() if value != labeling_pb2.TASK_PURPOSE_UNSPECIFIED
+}
+_CORD_ACTIONS = {
+    CordAction.PULL: cord_pb2.CORD_ACTION_PULL,
+    CordAction.RELEASE: cord_pb2.CORD_ACTION_RELEASE,
 }
 _MODES = {
     labeling_pb2.BATCH_MODE_UNSPECIFIED: BatchMode.BATCHED,
@@ -355,6 +359,17 @@ def cord_to_proto(last: CordEvent | None) -> cord_pb2.Cord:
         actor=last.actor,
         reason=last.reason,
         event_time=timestamp_from_us(last.event_us),
+    )
+
+
+def cord_event_to_proto(event: CordEvent) -> cord_pb2.CordEvent:
+    """An entry of the cord's record."""
+    return cord_pb2.CordEvent(
+        event_number=event.number,
+        action=_CORD_ACTIONS[event.action],
+        actor=event.actor,
+        reason=event.reason,
+        event_time=timestamp_from_us(event.event_us),
     )
 
 

@@ -50,6 +50,13 @@ class LabelingMetrics:
         self.cord_events = Counter(
             "andon_cord_events_total", "Pulls and releases of the cord.", ["action"], registry=registry
         )
+        self.webhook_alerts = Counter(
+            "andon_cord_webhook_alerts_total",
+            "Alerts that came to the webhook: pulled the cord, repeated one that had, ignored as none of the "
+            "cord's business. A request that was refused counts once.",
+            ["result"],
+            registry=registry,
+        )
         self.database_seconds = Histogram(
             "andon_labeling_database_seconds",
             "Time of a database call, waiting for a thread included.",
@@ -73,5 +80,7 @@ class LabelingMetrics:
             self.streams.labels(stream)
         for action in ("pull", "release"):
             self.cord_events.labels(action)
+        for result in ("pulled", "repeated", "ignored", "refused"):
+            self.webhook_alerts.labels(result)
         for access in ("read", "write"):
             self.database_seconds.labels(access)

@@ -370,6 +370,8 @@ audit_events = Table(
     Column("event_us", BigInteger, nullable=False),
 )
 
+# Triggers of the migration 0003 refuse to change or remove a row and one whose number is out of turn. A later
+# migration that rebuilds the table (SQLite knows no other way to alter one) has to make them again.
 cord_events = Table(
     "cord_events",
     metadata,

@@ -27,6 +27,7 @@ from services.labeling.account_store import AccountStore
 from services.labeling.changes import Changes
 from services.labeling.config import LabelingConfig
 from services.labeling.cord import is_pulled
+from services.labeling.cord_keeper import CordKeeper
 from services.labeling.cord_servicer import CordServicer
 from services.labeling.cord_store import CordStore
 from services.labeling.database import Database
@@ -79,9 +80,17 @@ class LabelingService:
             max_queued_calls=config.max_queued_calls,
             metrics=self._metrics,
         )
+        # Who calls, and the cord: small calls that never wait behind labelers' work.
+        self._urgent_threads = DatabaseThreads(
+            num_readers=2, num_writers=1, max_queued_calls=config.max_queued_calls, metrics=self._metrics
+        )
         self._answers_recorded = Changes()
-        self._cord_changes = Changes()
-        self._cord_store = CordStore(self._database, clock=clock)
+        self._cord = CordKeeper(
+            CordStore(self._database, clock=clock),
+            threads=self._urgent_threads,
+            metrics=self._metrics,
+            poll_s=config.cord_poll_s,
+        )
         labeling_store = LabelingStore(
             self._database,
             clock=clock,
@@ -98,12 +107,8 @@ class LabelingService:
             config=config,
             metrics=self._metrics,
         )
-        self._cord = CordServicer(
-            self._cord_store,
-            threads=self._threads,
-            cord_changes=self._cord_changes,
-            keepalive_s=config.cord_keepalive_s,
-            metrics=self._metrics,
+        self._cord_servicer = CordServicer(
+            self._cord, keepalive_s=config.cord_keepalive_s, metrics=self._metrics
         )
 
         accounts = AccountStore(self._database, clock=clock)
@@ -113,7 +118,7 @@ class LabelingService:
             authenticator=RecentCallers(
                 FirstOf(
                     *([] if self._tokens_file is None else [self._tokens_file]),
-                    TokensInDatabase(tokens, self._threads),
+                    TokensInDatabase(tokens, self._urgent_threads),
                 ),
                 lifetime_s=_CALLER_LIFETIME_S,
                 max_entries=_MAX_REMEMBERED_CALLERS,
@@ -130,8 +135,9 @@ class LabelingService:
             clock=clock,
             database=self._database,
             threads=self._threads,
+            urgent_threads=self._urgent_threads,
             labeling=labeling_store,
-            cord=self._cord_store,
+            cord=self._cord,
             accounts=accounts,
             tokens=tokens,
             sessions=SessionStore(
@@ -144,11 +150,11 @@ class LabelingService:
             ),
             passwords=self._passwords,
             answers_recorded=self._answers_recorded,
-            cord_changes=self._cord_changes,
             metrics=self._metrics,
             site_metrics=SiteMetrics(registry),
             templates=Templates(),
             site_url=lambda: self._web.url,
+            authenticator=self._access_policy.authenticator,
             oidc=self._oidc,
             is_secure=config.is_site_secure,
         )
@@ -171,7 +177,7 @@ class LabelingService:
     def register(self, server: grpc.aio.Server) -> Sequence[str]:
         """Add the servicers."""
         labeling_grpc.add_LabelingServiceServicer_to_server(self._labeling, server)
-        cord_grpc.add_CordServiceServicer_to_server(self._cord, server)
+        cord_grpc.add_CordServiceServicer_to_server(self._cord_servicer, server)
         access_grpc.add_AccessServiceServicer_to_server(self._access, server)
         return [
             labeling_pb2.DESCRIPTOR.services_by_name["LabelingService"].full_name,
@@ -184,20 +190,21 @@ class LabelingService:
         if self._tokens_file is not None:
             self._tokens_file.read()
         await asyncio.get_running_loop().run_in_executor(None, self._database.open)
-        cord = await self._threads.read(self._cord_store.last)
-        self._metrics.cord_pulled.set(is_pulled(cord))
-        _log.info("database_open", engine=self._database.engine.dialect.name, cord_pulled=is_pulled(cord))
+        last = await self._cord.start()
+        _log.info("database_open", engine=self._database.engine.dialect.name, cord_pulled=is_pulled(last))
         await self._web.start(build_app(self._site))
 
     async def drain(self) -> None:
         """End the streams that would never end by themselves."""
         self._answers_recorded.end()
-        self._cord_changes.end()
+        self._cord.end()
         await self._web.drain()
 
     async def close(self) -> None:
         """Finish writes and close the database."""
+        await self._cord.close()
         await self._threads.close()
+        await self._urgent_threads.close()
         self._passwords.close()
         if self._oidc is not None:
             await self._oidc.close()

@@ -57,11 +57,11 @@ class DatabaseThreads:
         if self._num_calls >= self._max_queued_calls:
             raise QueueFullError(self._max_queued_calls)
         self._num_calls += 1
-        self._metrics.database_calls.set(self._num_calls)
+        self._metrics.database_calls.inc()
         start = time.monotonic()
         try:
             return await asyncio.get_running_loop().run_in_executor(executor, work)
         finally:
             self._num_calls -= 1
-            self._metrics.database_calls.set(self._num_calls)
+            self._metrics.database_calls.dec()
             self._metrics.database_seconds.labels(access).observe(time.monotonic() - start)

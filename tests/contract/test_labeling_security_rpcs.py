@@ -44,6 +44,7 @@ ROLES: Mapping[str, frozenset[Role]] = {
     "ReleaseCord": RESEARCHERS,
     "WatchCord": EVERYBODY,
     "GetCord": EVERYBODY,
+    "ListCordEvents": EVERYBODY,
     "CreateInvitation": RESEARCHERS,
     "CreateToken": ADMINS,
     "RevokeTokens": ADMINS,

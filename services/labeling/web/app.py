@@ -6,7 +6,6 @@ it declares. Whatever goes wrong ends in a page with plain words; a defect is lo
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from urllib.parse import urlsplit
@@ -25,6 +24,7 @@ from andon.errors import AndonError
 from services.labeling.accounts import ROLES_OF_PEOPLE
 from services.labeling.session_store import Session
 from services.labeling.web import (
+    alert_door,
     pages_access,
     pages_account,
     pages_admission,
@@ -52,6 +52,8 @@ from services.labeling.web.security import (
     check_address,
     check_host,
     check_origin,
+    media_type_of,
+    read_body,
 )
 from services.labeling.web.session import Cookies, is_same_token, sign_in_path
 from services.labeling.web.site import MenuEntry, Site
@@ -102,6 +104,7 @@ def build_app(site: Site, tables: Sequence[PageTable] = PAGE_TABLES) -> ASGIApp:
         for path, by_method in by_path.items()
     ]
     routes.append(Route("/healthz", _healthy, methods=["GET"]))
+    routes.append(Route(alert_door.PATH, alert_door.AlertDoor(site)))
     routes.append(Route("/static/{file_name}", dispatcher.static, methods=["GET"]))
     app = Starlette(
         routes=routes,
@@ -202,7 +205,7 @@ class _Dispatcher:
         if token is None:
             return None
         sessions = self._site.sessions
-        session = await self._site.threads.read(lambda: sessions.find(token))
+        session = await self._site.urgent_threads.read(lambda: sessions.find(token))
         if session is not None and sessions.needs_touch(session):
             await self._site.threads.write(lambda: sessions.touch(session))
         return session
@@ -254,15 +257,8 @@ class _Dispatcher:
 
 
 async def _read_form(request: Request) -> Form:
-    try:
-        async with asyncio.timeout(_BODY_TIMEOUT_S):
-            body = await request.body()
-    except TimeoutError:
-        raise PageError(
-            408, "What you sent took too long to arrive.", headers={"Connection": "close"}
-        ) from None
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().casefold()
-    if body and media_type != FORM_MEDIA_TYPE:
+    body = await read_body(request, timeout_s=_BODY_TIMEOUT_S)
+    if body and media_type_of(request) != FORM_MEDIA_TYPE:
         raise PageError(415, f"This page takes forms as {FORM_MEDIA_TYPE}.")
     return parse_form(body)
 

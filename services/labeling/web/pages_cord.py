@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 
-import structlog
 from starlette.responses import Response
 
 from services.labeling.cord import MAX_REASON_CHARS, CordAction, check_cord_act, is_pulled
-from services.labeling.cord_store import Acted
 from services.labeling.errors import CordNotPulledError, InvalidFieldError
 from services.labeling.requests import RepeatableRequest
 from services.labeling.web.call import Call
@@ -18,8 +16,7 @@ table = PageTable()
 
 HISTORY_EVENTS = 50
 _MAX_NONCE_CHARS = 100
-
-_log = structlog.stdlib.get_logger(__name__)
+_MAX_EVENT_NUMBER = 10**18
 
 
 @table.get("/cord", roles=ALL_PEOPLE)
@@ -47,20 +44,13 @@ async def _act(call: Call, action: CordAction) -> Response:
         reason = call.form.text("reason", max_chars=MAX_REASON_CHARS)
         nonce = call.form.text("nonce", max_chars=_MAX_NONCE_CHARS)
         check_cord_act(actor=actor, reason=reason)
-        acted: Acted = await call.write(
-            lambda: site.cord.act(
-                _request(actor, nonce or call.request_id, action, reason), action, actor=actor, reason=reason
-            ),
-            then=site.cord_changes.announce,
+        await site.cord.act(
+            _request(actor, nonce or call.request_id, action, reason), action, actor=actor, reason=reason
         )
     except InvalidFieldError as error:
         return await _cord_page(call, problem=f"{error.problem[0].upper()}{error.problem[1:]}.", status=400)
     except CordNotPulledError:
         return await _cord_page(call, problem="Nobody has pulled the cord, so training may run.", status=409)
-    if not acted.repeated:
-        site.metrics.cord_events.labels(action.value).inc()
-        site.metrics.cord_pulled.set(is_pulled(acted.event))
-        _log.warning("cord_acted", action=action.value, actor=actor, event_number=acted.event.number)
     return call.redirect("/cord?done=" + ("pulled" if action is CordAction.PULL else "released"))
 
 
@@ -72,12 +62,15 @@ def _request(actor: str, nonce: str, action: CordAction, reason: str) -> Repeata
 
 
 async def _cord_page(call: Call, *, done: str = "", problem: str = "", status: int = 200) -> Response:
-    events = await call.read(lambda: call.site.cord.newest_events(HISTORY_EVENTS))
-    last = events[0] if events else None
+    last = await call.site.cord.last()
+    before = call.query_integer("before", default=0, minimum=1, maximum=_MAX_EVENT_NUMBER) or None
+    events = await call.site.cord.newest_events(HISTORY_EVENTS + 1, before=before)
     return await call.render(
         "cord.html",
         status=status,
-        events=events,
+        events=events[:HISTORY_EVENTS],
+        before=before,
+        older_before=events[HISTORY_EVENTS - 1].number if len(events) > HISTORY_EVENTS else None,
         last=last,
         is_pulled=is_pulled(last),
         may_release=call.user.role in RESEARCHERS,

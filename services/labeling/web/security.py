@@ -1,11 +1,12 @@
 """What holds for every answer and every request of the site, whatever page it is.
 
-Headers that keep browsers from running, framing or remembering what is not ours; the size of bodies; the
-host's name; and from where a form may be sent.
+Headers that keep browsers from running, framing or remembering what is not ours; the size, time and type of
+bodies; the host's name; and from where a form may be sent.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
@@ -98,6 +99,22 @@ class BodyLimit:
                     raise PageError(413, "What you sent is too large.", headers={"Connection": "close"})
 
         await self._app(scope, receive_counted, send)
+
+
+async def read_body(request: Request, *, timeout_s: float) -> bytes:
+    """The whole body. Raises a 408 page for one that takes longer, and what :class:`BodyLimit` raises."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await request.body()
+    except TimeoutError:
+        raise PageError(
+            408, "What you sent took too long to arrive.", headers={"Connection": "close"}
+        ) from None
+
+
+def media_type_of(request: Request) -> str:
+    """What the body says that it is, without parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().casefold()
 
 
 def check_host(request: Request, allowed: Sequence[str]) -> None:

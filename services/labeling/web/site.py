@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from andon.rpc.auth import Authenticator
 from services.labeling.account_store import AccountStore
 from services.labeling.accounts import Role
 from services.labeling.changes import Changes
 from services.labeling.config import LabelingConfig
 from services.labeling.cord import CordEvent
-from services.labeling.cord_store import CordStore
+from services.labeling.cord_keeper import CordKeeper
 from services.labeling.database import Database
 from services.labeling.metrics import LabelingMetrics
 from services.labeling.oidc import OidcProvider
@@ -47,18 +48,19 @@ class Site:
     clock: Callable[[], int]  # microseconds since 1970, UTC
     database: Database  # for stores that a page module brings along
     threads: DatabaseThreads
+    urgent_threads: DatabaseThreads  # for who asks, which every page waits for
     labeling: LabelingStore
-    cord: CordStore
+    cord: CordKeeper
     accounts: AccountStore
     tokens: TokenStore
     sessions: SessionStore
     passwords: Passwords
     answers_recorded: Changes  # announce() after an answer was written
-    cord_changes: Changes  # announce() after the cord was touched
     metrics: LabelingMetrics
     site_metrics: SiteMetrics
     templates: Templates
     site_url: Callable[[], str]  # for links that leave the site; known once it is served
+    authenticator: Authenticator  # knows the holders of tokens, for the door that asks for one
     oidc: OidcProvider | None  # where people may sign in instead
     is_secure: bool  # browsers come over https, here or at a proxy
     menu: list[MenuEntry] = field(default_factory=list)
@@ -74,8 +76,8 @@ class Site:
     async def last_cord_event(self) -> CordEvent | None:
         """The cord as it was at most a second ago; at once after a change in this process."""
         now_s = time.monotonic()
-        count = self.cord_changes.count
+        count = self.cord.changes.count
         if count != self._cord_count or now_s - self._cord_read_s > _CORD_MAX_AGE_S:
-            self._cord_event = await self.threads.read(self.cord.last)
+            self._cord_event = await self.cord.last()
             self._cord_count, self._cord_read_s = count, now_s
         return self._cord_event

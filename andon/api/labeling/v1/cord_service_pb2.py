@@ -25,15 +25,17 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(andon/api/labeling/v1/cord_service.proto\x12\x15\x61ndon.api.labeling.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9c\x01\n\x04\x43ord\x12/\n\x05state\x18\x01 \x01(\x0e\x32 .andon.api.labeling.v1.CordState\x12\x14\n\x0c\x65vent_number\x18\x02 \x01(\x03\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12.\n\nevent_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"D\n\x0fPullCordRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"=\n\x10PullCordResponse\x12)\n\x04\x63ord\x18\x01 \x01(\x0b\x32\x1b.andon.api.labeling.v1.Cord\"G\n\x12ReleaseCordRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"@\n\x13ReleaseCordResponse\x12)\n\x04\x63ord\x18\x01 \x01(\x0b\x32\x1b.andon.api.labeling.v1.Cord\"\x12\n\x10WatchCordRequest\">\n\x11WatchCordResponse\x12)\n\x04\x63ord\x18\x01 \x01(\x0b\x32\x1b.andon.api.labeling.v1.Cord\"\x10\n\x0eGetCordRequest\"<\n\x0fGetCordResponse\x12)\n\x04\x63ord\x18\x01 \x01(\x0b\x32\x1b.andon.api.labeling.v1.Cord*W\n\tCordState\x12\x1a\n\x16\x43ORD_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43ORD_STATE_RELEASED\x10\x01\x12\x15\n\x11\x43ORD_STATE_PULLED\x10\x02\x32\x8c\x03\n\x0b\x43ordService\x12[\n\x08PullCord\x12&.andon.api.labeling.v1.PullCordRequest\x1a\'.andon.api.labeling.v1.PullCordResponse\x12\x64\n\x0bReleaseCord\x12).andon.api.labeling.v1.ReleaseCordRequest\x1a*.andon.api.labeling.v1.ReleaseCordResponse\x12`\n\tWatchCord\x12\'.andon.api.labeling.v1.WatchCordRequest\x1a(.andon.api.labeling.v1.WatchCordResponse0\x01\x12X\n\x07GetCord\x12%.andon.api.labeling.v1.GetCordRequest\x1a&.andon.api.labeling.v1.GetCordResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(andon/api/labeling/v1/cord_service.proto\x12\x15\x61ndon.api.labeling.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9c\x01\n\x04\x43ord\x12/\n\x05state\x18\x01 \x01(\x0e\x32 .andon.api.labeling.v1.CordState\x12\x14\n\x0c\x65vent_number\x18\x02 \x01(\x03\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12.\n\nevent_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"D\n\x0fPullCordRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"=\n\x10PullCordResponse\x12)\n\x04\x63ord\x18\x01 \x01(\x0b\x32\x1b.andon.api.labeling.v1.Cord\"G\n\x12ReleaseCordRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"@\n\x13ReleaseCordResponse\x12)\n\x04\x63ord\x18\x01 \x01(\x0b\x32\x1b.andon.api.labeling.v1.Cord\"\x12\n\x10WatchCordRequest\">\n\x11WatchCordResponse\x12)\n\x04\x63ord\x18\x01 \x01(\x0b\x32\x1b.andon.api.labeling.v1.Cord\"\x10\n\x0eGetCordRequest\"<\n\x0fGetCordResponse\x12)\n\x04\x63ord\x18\x01 \x01(\x0b\x32\x1b.andon.api.labeling.v1.Cord\"\xa3\x01\n\tCordEvent\x12\x14\n\x0c\x65vent_number\x18\x01 \x01(\x03\x12\x31\n\x06\x61\x63tion\x18\x02 \x01(\x0e\x32!.andon.api.labeling.v1.CordAction\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12.\n\nevent_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\">\n\x15ListCordEventsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"c\n\x16ListCordEventsResponse\x12\x30\n\x06\x65vents\x18\x01 \x03(\x0b\x32 .andon.api.labeling.v1.CordEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*W\n\tCordState\x12\x1a\n\x16\x43ORD_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43ORD_STATE_RELEASED\x10\x01\x12\x15\n\x11\x43ORD_STATE_PULLED\x10\x02*X\n\nCordAction\x12\x1b\n\x17\x43ORD_ACTION_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43ORD_ACTION_PULL\x10\x01\x12\x17\n\x13\x43ORD_ACTION_RELEASE\x10\x02\x32\xfb\x03\n\x0b\x43ordService\x12[\n\x08PullCord\x12&.andon.api.labeling.v1.PullCordRequest\x1a\'.andon.api.labeling.v1.PullCordResponse\x12\x64\n\x0bReleaseCord\x12).andon.api.labeling.v1.ReleaseCordRequest\x1a*.andon.api.labeling.v1.ReleaseCordResponse\x12`\n\tWatchCord\x12\'.andon.api.labeling.v1.WatchCordRequest\x1a(.andon.api.labeling.v1.WatchCordResponse0\x01\x12X\n\x07GetCord\x12%.andon.api.labeling.v1.GetCordRequest\x1a&.andon.api.labeling.v1.GetCordResponse\x12m\n\x0eListCordEvents\x12,.andon.api.labeling.v1.ListCordEventsRequest\x1a-.andon.api.labeling.v1.ListCordEventsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'andon.api.labeling.v1.cord_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CORDSTATE']._serialized_start=695
-  _globals['_CORDSTATE']._serialized_end=782
+  _globals['_CORDSTATE']._serialized_start=1026
+  _globals['_CORDSTATE']._serialized_end=1113
+  _globals['_CORDACTION']._serialized_start=1115
+  _globals['_CORDACTION']._serialized_end=1203
   _globals['_CORD']._serialized_start=101
   _globals['_CORD']._serialized_end=257
   _globals['_PULLCORDREQUEST']._serialized_start=259
@@ -52,6 +54,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETCORDREQUEST']._serialized_end=631
   _globals['_GETCORDRESPONSE']._serialized_start=633
   _globals['_GETCORDRESPONSE']._serialized_end=693
-  _globals['_CORDSERVICE']._serialized_start=785
-  _globals['_CORDSERVICE']._serialized_end=1181
+  _globals['_CORDEVENT']._serialized_start=696
+  _globals['_CORDEVENT']._serialized_end=859
+  _globals['_LISTCORDEVENTSREQUEST']._serialized_start=861
+  _globals['_LISTCORDEVENTSREQUEST']._serialized_end=923
+  _globals['_LISTCORDEVENTSRESPONSE']._serialized_start=925
+  _globals['_LISTCORDEVENTSRESPONSE']._serialized_end=1024
+  _globals['_CORDSERVICE']._serialized_start=1206
+  _globals['_CORDSERVICE']._serialized_end=1713
 # @@protoc_insertion_point(module_scope)

@@ -3,9 +3,11 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
@@ -39,6 +41,28 @@ CORD_STATE_RELEASED: CordState.ValueType  # 1
 CORD_STATE_PULLED: CordState.ValueType  # 2
 """Training must stand still."""
 Global___CordState: _TypeAlias = CordState  # noqa: Y015
+
+class _CordAction:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CordActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CordAction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CORD_ACTION_UNSPECIFIED: _CordAction.ValueType  # 0
+    CORD_ACTION_PULL: _CordAction.ValueType  # 1
+    """Training had to stop."""
+    CORD_ACTION_RELEASE: _CordAction.ValueType  # 2
+    """Training might go on."""
+
+class CordAction(_CordAction, metaclass=_CordActionEnumTypeWrapper):
+    """CordAction is what somebody did to the cord."""
+
+CORD_ACTION_UNSPECIFIED: CordAction.ValueType  # 0
+CORD_ACTION_PULL: CordAction.ValueType  # 1
+"""Training had to stop."""
+CORD_ACTION_RELEASE: CordAction.ValueType  # 2
+"""Training might go on."""
+Global___CordAction: _TypeAlias = CordAction  # noqa: Y015
 
 @_typing.final
 class Cord(_message.Message):
@@ -273,3 +297,97 @@ class GetCordResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetCordResponse: _TypeAlias = GetCordResponse  # noqa: Y015
+
+@_typing.final
+class CordEvent(_message.Message):
+    """CordEvent is one entry of the record. Entries are never changed and never removed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_NUMBER_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    EVENT_TIME_FIELD_NUMBER: _builtins.int
+    event_number: _builtins.int
+    """From 1, without gaps."""
+    action: Global___CordAction.ValueType
+    """What was done."""
+    actor: _builtins.str
+    """Who did it."""
+    reason: _builtins.str
+    """Why."""
+    @_builtins.property
+    def event_time(self) -> _timestamp_pb2.Timestamp:
+        """When."""
+
+    def __init__(
+        self,
+        *,
+        event_number: _builtins.int = ...,
+        action: Global___CordAction.ValueType = ...,
+        actor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        event_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event_time", b"event_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "event_number", b"event_number", "event_time", b"event_time", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CordEvent: _TypeAlias = CordEvent  # noqa: Y015
+
+@_typing.final
+class ListCordEventsRequest(_message.Message):
+    """ListCordEventsRequest asks for a page of the record."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """At most so many; 100 when 0, at most 1,000."""
+    page_token: _builtins.str
+    """From the last answer; empty for the first page."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCordEventsRequest: _TypeAlias = ListCordEventsRequest  # noqa: Y015
+
+@_typing.final
+class ListCordEventsResponse(_message.Message):
+    """ListCordEventsResponse is a page of the record."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___CordEvent]:
+        """Newest first."""
+
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[Global___CordEvent] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCordEventsResponse: _TypeAlias = ListCordEventsResponse  # noqa: Y015

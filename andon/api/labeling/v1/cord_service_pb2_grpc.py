@@ -57,6 +57,11 @@ class CordServiceStub:
                 request_serializer=andon_dot_api_dot_labeling_dot_v1_dot_cord__service__pb2.GetCordRequest.SerializeToString,
                 response_deserializer=andon_dot_api_dot_labeling_dot_v1_dot_cord__service__pb2.GetCordResponse.FromString,
                 _registered_method=True)
+        self.ListCordEvents = channel.unary_unary(
+                '/andon.api.labeling.v1.CordService/ListCordEvents',
+                request_serializer=andon_dot_api_dot_labeling_dot_v1_dot_cord__service__pb2.ListCordEventsRequest.SerializeToString,
+                response_deserializer=andon_dot_api_dot_labeling_dot_v1_dot_cord__service__pb2.ListCordEventsResponse.FromString,
+                _registered_method=True)
 
 
 class CordServiceServicer:
@@ -102,6 +107,15 @@ class CordServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListCordEvents(self, request, context):
+        """ListCordEvents gives the record page by page: every pull and release there ever was, newest first.
+
+        INVALID_ARGUMENT: INVALID_PAGE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CordServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -124,6 +138,11 @@ def add_CordServiceServicer_to_server(servicer, server):
                     servicer.GetCord,
                     request_deserializer=andon_dot_api_dot_labeling_dot_v1_dot_cord__service__pb2.GetCordRequest.FromString,
                     response_serializer=andon_dot_api_dot_labeling_dot_v1_dot_cord__service__pb2.GetCordResponse.SerializeToString,
+            ),
+            'ListCordEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCordEvents,
+                    request_deserializer=andon_dot_api_dot_labeling_dot_v1_dot_cord__service__pb2.ListCordEventsRequest.FromString,
+                    response_serializer=andon_dot_api_dot_labeling_dot_v1_dot_cord__service__pb2.ListCordEventsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -237,6 +256,33 @@ class CordService:
             '/andon.api.labeling.v1.CordService/GetCord',
             andon_dot_api_dot_labeling_dot_v1_dot_cord__service__pb2.GetCordRequest.SerializeToString,
             andon_dot_api_dot_labeling_dot_v1_dot_cord__service__pb2.GetCordResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCordEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/andon.api.labeling.v1.CordService/ListCordEvents',
+            andon_dot_api_dot_labeling_dot_v1_dot_cord__service__pb2.ListCordEventsRequest.SerializeToString,
+            andon_dot_api_dot_labeling_dot_v1_dot_cord__service__pb2.ListCordEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

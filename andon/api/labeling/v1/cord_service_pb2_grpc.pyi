@@ -56,6 +56,11 @@ class CordServiceStub:
     """
     GetCord: _grpc.UnaryUnaryMultiCallable[_cord_service_pb2.GetCordRequest, _cord_service_pb2.GetCordResponse]
     """GetCord gives the state."""
+    ListCordEvents: _grpc.UnaryUnaryMultiCallable[_cord_service_pb2.ListCordEventsRequest, _cord_service_pb2.ListCordEventsResponse]
+    """ListCordEvents gives the record page by page: every pull and release there ever was, newest first.
+
+    INVALID_ARGUMENT: INVALID_PAGE.
+    """
 
 @_typing.type_check_only
 class CordServiceAsyncStub(CordServiceStub):
@@ -85,6 +90,11 @@ class CordServiceAsyncStub(CordServiceStub):
     """
     GetCord: _aio.UnaryUnaryMultiCallable[_cord_service_pb2.GetCordRequest, _cord_service_pb2.GetCordResponse]  # type: ignore[assignment]
     """GetCord gives the state."""
+    ListCordEvents: _aio.UnaryUnaryMultiCallable[_cord_service_pb2.ListCordEventsRequest, _cord_service_pb2.ListCordEventsResponse]  # type: ignore[assignment]
+    """ListCordEvents gives the record page by page: every pull and release there ever was, newest first.
+
+    INVALID_ARGUMENT: INVALID_PAGE.
+    """
 
 class CordServiceServicer(metaclass=_abc_1.ABCMeta):
     """CordService holds the andon cord: anyone may stop training, and only a
@@ -135,5 +145,16 @@ class CordServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cord_service_pb2.GetCordResponse, _abc.Awaitable[_cord_service_pb2.GetCordResponse]]:
         """GetCord gives the state."""
+
+    @_abc_1.abstractmethod
+    def ListCordEvents(
+        self,
+        request: _cord_service_pb2.ListCordEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cord_service_pb2.ListCordEventsResponse, _abc.Awaitable[_cord_service_pb2.ListCordEventsResponse]]:
+        """ListCordEvents gives the record page by page: every pull and release there ever was, newest first.
+
+        INVALID_ARGUMENT: INVALID_PAGE.
+        """
 
 def add_CordServiceServicer_to_server(servicer: CordServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
