@@ -229,6 +229,10 @@ class DemoFlow:
             "reference": str(sft),
             "reward_model": str(reward),
         }
+        # The reward model never saw these: before the first update it must rank them as people did.
+        guards = config.get("guards", {})
+        held_out = {"comparisons": f"labeling:{self._batch('held-out')}"}
+        config["guards"] = {**guards, "preflight": {**held_out, **guards.get("preflight", {})}}
         run = self._train("ppo", config)
         last = self._model_of(run)
         earlier = (version for version in self._stored["ppo"] if not version.is_same_name(last))

@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from andon.client.trainer import ModelPublished, Progress, RunEvent, RunState, StateChanged
+from andon.client.trainer import GuardAlarm, ModelPublished, Progress, RunEvent, RunState, StateChanged
 
 # What a person wants to see first, by stage; whatever else a stage reports is in the event stream.
 HEADLINE_METRICS: Mapping[str, Sequence[str]] = {
@@ -28,6 +28,8 @@ HEADLINE_METRICS: Mapping[str, Sequence[str]] = {
     "ppo": ("score_mean", "kl_nats", "entropy_nats", "response_tokens", "policy_loss", "value_loss", "beta"),
 }
 
+SHOWN_ALARMS = 3  # the newest; all are in the event stream
+
 
 @dataclass(slots=True)
 class RunView:
@@ -40,6 +42,7 @@ class RunView:
     progress: Progress | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     models: list[str] = field(default_factory=list)
+    alarms: list[GuardAlarm] = field(default_factory=list)
 
     def take(self, event: RunEvent) -> None:
         """Brings one event into the picture."""
@@ -52,6 +55,8 @@ class RunView:
                 self.metrics.update(progress.metrics)
             case ModelPublished(model=model, stored=True):
                 self.models.append(str(model))
+            case GuardAlarm() as alarm:
+                self.alarms.append(alarm)
 
     def __rich__(self) -> RenderableType:
         """The picture."""
@@ -70,7 +75,9 @@ class RunView:
             for name in self._headline_names()
             if name in self.metrics
         ]
-        return Group(line, Text.from_markup("  ".join(figures)))
+        shown: list[RenderableType] = [line, Text.from_markup("  ".join(figures))]
+        shown += [Text(alarm_text(alarm), style="red") for alarm in self.alarms[-SHOWN_ALARMS:]]
+        return Group(*shown)
 
     def _headline_names(self) -> Sequence[str]:
         known = [name for name in HEADLINE_METRICS.get(self.stage, ()) if name in self.metrics]
@@ -94,6 +101,9 @@ def show_run(
                 console.print(
                     f"{view.stage} {view.run_id}: {view.state.value} {view.message}".rstrip(), soft_wrap=True
                 )
+            elif isinstance(event.event, GuardAlarm):
+                text = f"{view.stage} {view.run_id}: {alarm_text(event.event)}"
+                console.print(text, soft_wrap=True, markup=False)
         return view
     with Live(view, console=console, refresh_per_second=4, transient=True):
         for event in events:
@@ -101,6 +111,11 @@ def show_run(
             if on_event is not None:
                 on_event(event)
     return view
+
+
+def alarm_text(alarm: GuardAlarm) -> str:
+    """An alarm on one line."""
+    return f"guard {alarm.guard} ({alarm.action.value}) at update {alarm.step}: {alarm.message}"
 
 
 def clock_text(seconds: float) -> str:

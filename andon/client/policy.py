@@ -71,6 +71,8 @@ class SampleResult:
     model: ModelVersion
     seed: int
     timing: CallTiming
+    applied: SamplingParameters  # what the engine drew with; every token that ends a response named
+    tokenizer_fingerprint: str
 
     @property
     def queue_s(self) -> float:
@@ -172,6 +174,8 @@ class PolicyClient(ServiceConnection):
             model=model_version_from_proto(answer.model),
             seed=answer.seed,
             timing=timing_from_proto(answer.timing),
+            applied=_parameters_from_proto(answer.applied_parameters),
+            tokenizer_fingerprint=answer.tokenizer_fingerprint,
         )
 
     def update_weights(
@@ -222,6 +226,18 @@ def _parameters_to_proto(parameters: SamplingParameters) -> policy_pb2.SamplingP
         max_new_tokens=parameters.max_new_tokens,
         stop=parameters.stop,
         stop_token_ids=parameters.stop_token_ids,
+        seed=parameters.seed,
+    )
+
+
+def _parameters_from_proto(parameters: policy_pb2.SamplingParameters) -> SamplingParameters:
+    return SamplingParameters(
+        max_new_tokens=parameters.max_new_tokens,
+        samples_per_prompt=parameters.samples_per_prompt,
+        temperature=parameters.temperature,
+        top_p=parameters.top_p,
+        stop=tuple(parameters.stop),
+        stop_token_ids=tuple(parameters.stop_token_ids),
         seed=parameters.seed,
     )
 

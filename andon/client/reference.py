@@ -29,6 +29,8 @@ class LogProbs:
     model: ModelVersion
     queue_s: float
     compute_s: float
+    applied_temperature: float
+    tokenizer_fingerprint: str
 
 
 class ReferenceClient(ServiceConnection):
@@ -54,6 +56,7 @@ class ReferenceClient(ServiceConnection):
         rows: list[tuple[tuple[float, ...], ...]] = []
         queue_s = compute_s = 0.0
         model = required_model
+        applied_temperature, fingerprint = temperature, ""
         for batch in item_batches(items):
             request = reference_pb2.LogProbsRequest(
                 request_id=new_request_id(),
@@ -74,11 +77,19 @@ class ReferenceClient(ServiceConnection):
                 tuple(tuple(response.logprobs) for response in item.responses) for item in answer.items
             )
             model = model_version_from_proto(answer.model)
+            applied_temperature, fingerprint = answer.applied_temperature, answer.tokenizer_fingerprint
             timing = timing_from_proto(answer.timing)
             queue_s, compute_s = queue_s + timing.queue_s, compute_s + timing.compute_s
         if model is None:
             raise RuntimeError("item_batches yields at least one batch")
-        return LogProbs(items=tuple(rows), model=model, queue_s=queue_s, compute_s=compute_s)
+        return LogProbs(
+            items=tuple(rows),
+            model=model,
+            queue_s=queue_s,
+            compute_s=compute_s,
+            applied_temperature=applied_temperature,
+            tokenizer_fingerprint=fingerprint,
+        )
 
     def load_model(self, name: str, *, timeout_s: float = 600.0, wait_for_ready: bool = False) -> ModelInfo:
         """Makes the service use a version from the model store."""

@@ -46,6 +46,7 @@ class Scores:
     normalization: Normalization
     queue_s: float
     compute_s: float
+    tokenizer_fingerprint: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +80,7 @@ class RewardClient(ServiceConnection):
         queue_s = compute_s = 0.0
         model = required_model
         normalization: Normalization | None = None
+        fingerprint = ""
         for batch in item_batches(items):
             request = reward_pb2.ScoreRequest(
                 request_id=new_request_id(),
@@ -103,12 +105,18 @@ class RewardClient(ServiceConnection):
             )
             model = model_version_from_proto(answer.model)
             normalization = _normalization(answer.normalization)
+            fingerprint = answer.tokenizer_fingerprint
             timing = timing_from_proto(answer.timing)
             queue_s, compute_s = queue_s + timing.queue_s, compute_s + timing.compute_s
         if model is None or normalization is None:
             raise RuntimeError("item_batches yields at least one batch")
         return Scores(
-            items=tuple(rows), model=model, normalization=normalization, queue_s=queue_s, compute_s=compute_s
+            items=tuple(rows),
+            model=model,
+            normalization=normalization,
+            queue_s=queue_s,
+            compute_s=compute_s,
+            tokenizer_fingerprint=fingerprint,
         )
 
     def load_model(

@@ -83,13 +83,34 @@ class ModelPublished:
     stored: bool
 
 
+class GuardAction(StrEnum):
+    """What a guard's alarm leads to."""
+
+    UNSPECIFIED = "unspecified"
+    WARN = "warn"
+    HOLD = "hold"  # the run stands still until it is resumed
+    CORD = "cord"  # the cord is pulled
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardAlarm:
+    """A guard found a sign of a defect; an alarm is a statistic above its threshold."""
+
+    guard: str
+    action: GuardAction
+    statistic: float
+    threshold: float
+    message: str
+    step: int  # the update that was looked at; 0 before the first
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunEvent:
     """Something that happened in a run."""
 
     sequence: int
     event_time: datetime
-    event: StateChanged | Progress | ModelPublished
+    event: StateChanged | Progress | ModelPublished | GuardAlarm
 
 
 class TrainerClient(ServiceConnection):
@@ -229,7 +250,7 @@ def _event(event: trainer_pb2.RunEvent) -> RunEvent:
     )
 
 
-def _event_body(event: trainer_pb2.RunEvent) -> StateChanged | Progress | ModelPublished:
+def _event_body(event: trainer_pb2.RunEvent) -> StateChanged | Progress | ModelPublished | GuardAlarm:
     if event.HasField("progress"):
         progress = event.progress
         return Progress(
@@ -246,4 +267,15 @@ def _event_body(event: trainer_pb2.RunEvent) -> StateChanged | Progress | ModelP
     if event.HasField("model_published"):
         published = event.model_published
         return ModelPublished(model=model_version_from_proto(published.model), stored=published.stored)
+    if event.HasField("guard_alarm"):
+        alarm = event.guard_alarm
+        action = trainer_pb2.GuardAction.Name(alarm.action).removeprefix("GUARD_ACTION_").lower()
+        return GuardAlarm(
+            guard=alarm.guard,
+            action=GuardAction(action),
+            statistic=alarm.statistic,
+            threshold=alarm.threshold,
+            message=alarm.message,
+            step=alarm.step,
+        )
     return StateChanged(state=_state(event.state_changed.state), message=event.state_changed.message)

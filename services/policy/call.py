@@ -53,6 +53,9 @@ class FinishedSequence:
     token_ids: NDArray[np.int32]  # [tokens]
     logprobs: NDArray[np.float32]  # [tokens]
     finish_reason: FinishReason
+    temperature: float  # what its tokens were drawn with, as the table of running sequences had it
+    top_p: float
+    end_token_ids: tuple[int, ...]  # any of them would have ended it
     is_finite: bool  # False when the logits were not numbers; the tokens then mean nothing
 
 

@@ -143,5 +143,10 @@ class RunningSequences:
             token_ids=self._tokens[slot, :drawn].copy(),
             logprobs=self._logprobs[slot, :drawn].copy(),
             finish_reason=reason,
+            temperature=float(self.temperatures[slot]),
+            top_p=float(self.top_p[slot]),
+            end_token_ids=tuple(
+                token_id for token_id in self._end_tokens[slot].tolist() if token_id != NO_TOKEN
+            ),
             is_finite=is_finite,
         )

@@ -192,6 +192,22 @@ def _response(
         model=model,
         seed=call.parameters.seed,
         timing=timing_to_proto(queue_s=outcome.queue_s, compute_s=outcome.compute_s),
+        applied_parameters=_applied_parameters(call, outcome.sequences[0]),
+        tokenizer_fingerprint=call.tokenizer_fingerprint,
+    )
+
+
+def _applied_parameters(call: SampleCall, sequence: FinishedSequence) -> policy_pb2.SamplingParameters:
+    """What the engine drew with, not what was asked for; all sequences of a call share it."""
+    parameters = call.parameters
+    return policy_pb2.SamplingParameters(
+        samples_per_prompt=parameters.samples_per_prompt,
+        temperature=sequence.temperature,
+        top_p=sequence.top_p,
+        max_new_tokens=parameters.max_new_tokens,
+        stop=parameters.stop_texts,
+        stop_token_ids=sequence.end_token_ids,
+        seed=parameters.seed,
     )
 
 

@@ -103,6 +103,8 @@ class ReferenceServicer(reference_grpc.ReferenceServiceServicer):
             ],
             model=model_version_to_proto(served.version),
             timing=timing_to_proto(queue_s=timed.queue_s, compute_s=timed.compute_s),
+            applied_temperature=temperature,
+            tokenizer_fingerprint=served.codec.fingerprint,
         )
 
     async def LoadModel(

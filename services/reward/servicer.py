@@ -114,6 +114,7 @@ class RewardServicer(reward_grpc.RewardServiceServicer):
             model=model_version_to_proto(served.version),
             normalization=_normalization_to_proto(served.normalization),
             timing=timing_to_proto(queue_s=timed.queue_s, compute_s=timed.compute_s),
+            tokenizer_fingerprint=served.codec.fingerprint,
         )
 
     async def LoadModel(

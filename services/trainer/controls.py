@@ -9,7 +9,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TypeAlias
+
+
+class HoldCause(StrEnum):
+    """Who holds a run, and so who can lift it."""
+
+    PERSON = "person"  # PauseRun; ResumeRun lifts it
+    GUARD = "guard"  # a guard's alarm; ResumeRun lifts it
+    CORD = "cord"  # pulled, by whom ever, or unheard; only the cord lifts it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +26,7 @@ class Hold:
     """Stand still until this is lifted."""
 
     reason: str
-    by_person: bool  # PauseRun, which only ResumeRun lifts; otherwise only the cord
+    by: HoldCause
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +52,7 @@ class RunControls:
         self._cord_hold = cord_hold
         self._changed = threading.Condition()
         self._pause_reason: str | None = None
+        self._guard_hold: Hold | None = None
         self._stop_reason: str | None = None
         self._interrupted = False
 
@@ -52,13 +62,28 @@ class RunControls:
             self._pause_reason = reason or "paused"
             self._changed.notify_all()
 
-    def resume(self) -> bool:
-        """A person lets it go on; False when no person had paused it."""
+    def hold_for_guard(self, hold: Hold) -> None:
+        """A guard's alarm holds the run: by itself, or because it pulls the cord."""
         with self._changed:
-            was_paused = self._pause_reason is not None
-            self._pause_reason = None
+            self._guard_hold = hold
             self._changed.notify_all()
-            return was_paused
+
+    def lift_guard_hold(self) -> None:
+        """The cord that a guard pulled was released."""
+        with self._changed:
+            self._guard_hold = None
+            self._changed.notify_all()
+
+    def resume(self) -> bool:
+        """A person lets it go on; False when neither a person nor a guard by itself held it."""
+        with self._changed:
+            held_by_guard = self._guard_hold is not None and self._guard_hold.by is HoldCause.GUARD
+            was_held = self._pause_reason is not None or held_by_guard
+            self._pause_reason = None
+            if held_by_guard:
+                self._guard_hold = None
+            self._changed.notify_all()
+            return was_held
 
     def stop(self, reason: str) -> None:
         """A person ends it for good."""
@@ -79,6 +104,10 @@ class RunControls:
 
     def cord_hold(self) -> str | None:
         """Why the cord holds training; None when it does not."""
+        with self._changed:
+            guard_hold = self._guard_hold
+        if guard_hold is not None and guard_hold.by is HoldCause.CORD:
+            return guard_hold.reason
         return self._cord_hold()
 
     def demand(self) -> Demand | None:
@@ -98,6 +127,8 @@ class RunControls:
         if self._interrupted:
             return Interrupt()
         if self._pause_reason is not None:
-            return Hold(reason=self._pause_reason, by_person=True)
+            return Hold(reason=self._pause_reason, by=HoldCause.PERSON)
+        if self._guard_hold is not None:
+            return self._guard_hold
         cord_reason = self._cord_hold()
-        return None if cord_reason is None else Hold(reason=cord_reason, by_person=False)
+        return None if cord_reason is None else Hold(reason=cord_reason, by=HoldCause.CORD)

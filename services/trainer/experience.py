@@ -8,7 +8,7 @@ stage.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -41,9 +41,12 @@ class Experience:
 
     rollout: Rollout
     values: Tensor  # before the update
+    rewards: Tensor  # composed, before any whitening
     advantages: Tensor
     returns: Tensor
     metrics: Mapping[str, float]  # of the rollout, before the update
+    beta: float  # of the KL penalty
+    settings: RewardSettings
 
     @property
     def kl_nats(self) -> float:
@@ -55,9 +58,12 @@ class Experience:
         return {
             "rollout": self.rollout.to_state(),
             "values": self.values,
+            "rewards": self.rewards,
             "advantages": self.advantages,
             "returns": self.returns,
             "metrics": dict(self.metrics),
+            "beta": self.beta,
+            "settings": asdict(self.settings),
         }
 
     @classmethod
@@ -66,9 +72,12 @@ class Experience:
         return cls(
             rollout=Rollout.from_state(state["rollout"]),
             values=state["values"],
+            rewards=state["rewards"],
             advantages=state["advantages"],
             returns=state["returns"],
             metrics=state["metrics"],
+            beta=state["beta"],
+            settings=RewardSettings(**state["settings"]),
         )
 
 
@@ -82,9 +91,10 @@ def evaluate_rollout(
     kl = token_kl(responses.behaviour_logprobs, rollout.reference_logprobs, mask)
     rewards = compose_rewards(scores, kl, mask, beta=beta)
     total_rewards = sequence_sums(rewards, mask)
+    learned_from = rewards
     if settings.whiten_rewards:
-        rewards = whiten(rewards, mask, subtract_mean=False)
-    estimate = generalized_advantages(rewards, values, mask, gamma=settings.gamma, lam=settings.lam)
+        learned_from = whiten(rewards, mask, subtract_mean=False)
+    estimate = generalized_advantages(learned_from, values, mask, gamma=settings.gamma, lam=settings.lam)
     advantages = estimate.advantages
     if settings.whiten_advantages:
         advantages = whiten(advantages, mask, subtract_mean=True)
@@ -109,5 +119,12 @@ def evaluate_rollout(
     if torch.isfinite(torch.tensor(variance_explained)):  # undefined where all returns are equal
         metrics["explained_variance"] = variance_explained
     return Experience(
-        rollout=rollout, values=values, advantages=advantages, returns=estimate.returns, metrics=metrics
+        rollout=rollout,
+        values=values,
+        rewards=rewards,
+        advantages=advantages,
+        returns=estimate.returns,
+        metrics=metrics,
+        beta=beta,
+        settings=settings,
     )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from services.trainer.guards.guard import Action, Alarm, Finding, GuardName
 from services.trainer.run_records import RunState, StageName
 
+_GUARD_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _CHECKPOINT_BUCKETS_S = (0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300)
 
 
@@ -73,7 +77,89 @@ class TrainerMetrics:
             "1 while the cord, pulled or unheard, holds the run.",
             registry=registry,
         )
+        self.cord_unheard_seconds = Gauge(
+            "andon_trainer_cord_unheard_seconds",
+            "How long the cord has not been heard; 0 while no run listens to it.",
+            registry=registry,
+        )
+        self.guard_holding = Gauge(
+            "andon_trainer_guard_holding", "1 while a guard by itself holds the run.", registry=registry
+        )
+        self.last_step_time = Gauge(
+            "andon_trainer_last_step_timestamp_seconds",
+            "When a step was reported last, in seconds since 1970; 0 before the first.",
+            registry=registry,
+        )
+        self.run_start_time = Gauge(
+            "andon_trainer_run_start_timestamp_seconds",
+            "When the latest run began or was taken up again, in seconds since 1970; 0 before the first.",
+            registry=registry,
+        )
+        self.versions_withheld = Counter(
+            "andon_trainer_versions_withheld_total",
+            "Updates whose weights a guard kept from the samplers.",
+            registry=registry,
+        )
+        self.guard_seconds = Histogram(
+            "andon_trainer_guard_seconds",
+            "Time that all guards took for one update.",
+            buckets=_GUARD_BUCKETS_S,
+            registry=registry,
+        )
+        self._guard_statistic = Gauge(
+            "andon_trainer_guard_statistic",
+            "What a guard measured at the latest update; it alarms above its threshold.",
+            ["guard"],
+            registry=registry,
+        )
+        self._guard_threshold = Gauge(
+            "andon_trainer_guard_threshold", "Above which a guard alarms.", ["guard"], registry=registry
+        )
+        self._guard_alarming = Gauge(
+            "andon_trainer_guard_alarming",
+            "1 when the guard alarmed at the latest update that it looked at.",
+            ["guard"],
+            registry=registry,
+        )
+        self._guard_checks = Counter(
+            "andon_trainer_guard_checks_total",
+            "Updates that a guard looked at.",
+            ["guard"],
+            registry=registry,
+        )
+        self._guard_alarms = Counter(
+            "andon_trainer_guard_alarms_total",
+            "Alarms, by guard and by what they led to.",
+            ["guard", "action"],
+            registry=registry,
+        )
+        for guard in GuardName:
+            self._guard_alarming.labels(guard.value)
+            self._guard_checks.labels(guard.value)
+            for action in Action:
+                self._guard_alarms.labels(guard.value, action.value)
         self._stage_gauges: dict[str, Gauge] = {}
+
+    def run_began(self) -> None:
+        """A run begins, or goes on in a new thread: what guards said of the one before is over."""
+        self.run_start_time.set(math.ceil(time.time()))
+        for guard in GuardName:
+            self._guard_alarming.labels(guard.value).set(0)
+
+    def guards_checked(self, findings: Sequence[Finding], *, seconds: float) -> None:
+        """Show what the guards found at an update."""
+        self.guard_seconds.observe(seconds)
+        for finding in findings:
+            self._guard_checks.labels(finding.guard.value).inc()
+            self._guard_statistic.labels(finding.guard.value).set(finding.statistic)
+            self._guard_threshold.labels(finding.guard.value).set(finding.threshold)
+            self._guard_alarming.labels(finding.guard.value).set(1 if finding.alarming else 0)
+
+    def alarmed(self, alarms: Sequence[Alarm]) -> None:
+        """Count alarms."""
+        for alarm in alarms:
+            self._guard_alarms.labels(alarm.finding.guard.value, alarm.action.value).inc()
+            self._guard_alarming.labels(alarm.finding.guard.value).set(1)
 
     def state_changed(self, state: RunState) -> None:
         """Show the latest run's state."""
@@ -85,6 +171,7 @@ class TrainerMetrics:
         self.steps.labels(stage.value).inc()
         self.run_step.set(step)
         self.run_total_steps.set(total)
+        self.last_step_time.set_to_current_time()
         for name, value in metrics.items():
             full_name = re.sub(r"[^a-z0-9_]", "_", f"andon_trainer_{stage.value}_{name}".lower())
             if full_name not in self._stage_gauges:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from andon.corpus.loaders import load_documents
@@ -15,12 +16,15 @@ from andon.modeling.manifest import DataUse
 from andon.modeling.text import TextCodec
 from services.trainer.errors import InvalidConfigError
 
+MOST_REFERENCES = 1024  # documents whose reference is read: enough for a test before the first update
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptSet:
     """The documents to summarise, as token ids."""
 
     prompts: tuple[tuple[int, ...], ...]
+    references: Mapping[int, tuple[int, ...]]  # by index of the prompt, where somebody wrote a summary
     use: DataUse  # for the manifest
 
     def of_update(self, update: int, *, batch: int, seed: int) -> list[tuple[int, ...]]:
@@ -44,6 +48,11 @@ def load_prompts(source: str, codec: TextCodec) -> PromptSet:
     prompts = tuple(tuple(codec.encode_document(record.document)) for record in documents)
     return PromptSet(
         prompts=prompts,
+        references={
+            index: tuple(codec.encode_summary(record.summaries[0]))
+            for index, record in enumerate(documents[:MOST_REFERENCES])
+            if record.summaries
+        },
         use=DataUse(
             kind="prompts",
             uri=source,

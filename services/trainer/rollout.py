@@ -42,6 +42,7 @@ class Responses:
     )
     ended_properly: Tensor  # [R] bool, by the stop rule
     model: ModelVersion  # the version that wrote every token
+    settings_differences: tuple[str, ...] = ()  # where a replica drew otherwise than it was asked to
 
     @property
     def mask(self) -> Tensor:
@@ -67,6 +68,7 @@ class Rollout:
             "behaviour_logprobs": responses.behaviour_logprobs,
             "ended_properly": responses.ended_properly,
             "model": [responses.model.family, responses.model.version, responses.model.weights_sha256],
+            "settings_differences": list(responses.settings_differences),
             "reference_logprobs": self.reference_logprobs,
             "scores": self.scores,
         }
@@ -84,6 +86,7 @@ class Rollout:
                 behaviour_logprobs=state["behaviour_logprobs"],
                 ended_properly=state["ended_properly"],
                 model=ModelVersion(*state["model"]),
+                settings_differences=tuple(state["settings_differences"]),
             ),
             reference_logprobs=state["reference_logprobs"],
             scores=state["scores"],
@@ -98,6 +101,8 @@ class SamplingSettings:
     temperature: float
     max_new_tokens: int
     seed: int  # of the run
+    eos_token_id: int  # ends a response
+    tokenizer_fingerprint: str  # of the vocabulary that prompts are written in
     judged_with_eos: (
         int | None
     )  # a token the reward model must find at the end, where the stop rule wants another
@@ -135,7 +140,10 @@ class RolloutCollector:
             if share
         ]
         answers = self._peers.together(calls, state=state)
-        return self._cut([result for answer in answers for result in answer.results])
+        differences = {difference for answer in answers for difference in self._differences(answer)}
+        return self._cut(
+            [result for answer in answers for result in answer.results], tuple(sorted(differences))
+        )
 
     def judge(
         self,
@@ -146,7 +154,7 @@ class RolloutCollector:
     ) -> Rollout:
         """What reference and reward model say of the responses; both are asked at the same time."""
         items = [(group.prompt, group.responses) for group in responses.groups]
-        judged = [(prompt, [self._as_judged(response) for response in row]) for prompt, row in items]
+        judged = [(prompt, [self.as_judged(response) for response in row]) for prompt, row in items]
         calls: list[Callable[[], list[list[float]]]] = [
             partial(self._scorers.reference_logprobs, items, temperature=self._settings.temperature),
             partial(self._scorers.scores, judged),
@@ -209,7 +217,26 @@ class RolloutCollector:
             if not all(map(math.isfinite, sample.logprobs)):
                 raise NotFiniteError(quantity="a log-probability of the sampler", step=required.version)
 
-    def _cut(self, results: Sequence[PromptSamples]) -> Responses:
+    def _differences(self, answer: SampleResult) -> list[str]:
+        """Where the sampler drew otherwise than the trainer recomputes, by the sampler's own word."""
+        applied, settings = answer.applied, self._settings
+        differences = []
+        if not math.isclose(applied.temperature, settings.temperature, rel_tol=1e-5):
+            differences.append(
+                f"the sampler drew at temperature {applied.temperature:g}, not {settings.temperature:g}"
+            )
+        if applied.top_p != 1.0:
+            differences.append(f"the sampler cut the distribution at {applied.top_p:g}")
+        if set(applied.stop_token_ids) != {settings.eos_token_id} or applied.stop:
+            differences.append(
+                f"the sampler ends responses with {sorted(applied.stop_token_ids)} or {list(applied.stop)}, "
+                f"not with {settings.eos_token_id} alone"
+            )
+        if answer.tokenizer_fingerprint != settings.tokenizer_fingerprint:
+            differences.append("the sampler reads prompts with another tokenizer or prompt template")
+        return differences
+
+    def _cut(self, results: Sequence[PromptSamples], differences: tuple[str, ...]) -> Responses:
         groups: list[PromptGroup] = []
         logprob_rows: list[Sequence[float]] = []
         ended_properly: list[bool] = []
@@ -228,9 +255,15 @@ class RolloutCollector:
             behaviour_logprobs=_padded(logprob_rows, lengths, peer="policy"),
             ended_properly=torch.tensor(ended_properly),
             model=self._publisher.current,
+            settings_differences=differences,
         )
 
-    def _as_judged(self, response: Sequence[int]) -> Sequence[int]:
+    @property
+    def current(self) -> ModelVersion:
+        """The version that samples come from."""
+        return self._publisher.current
+
+    def as_judged(self, response: Sequence[int]) -> Sequence[int]:
         """The reward model learned from summaries that end with the end-of-sequence token."""
         if self._settings.judged_with_eos is None or response[-1] == self._settings.judged_with_eos:
             return response

@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Any, TypeAlias
 
 from andon.modeling.versions import ModelVersion
+from services.trainer.guards.guard import Action, Alarm, Finding, GuardName
 
 
 class StageName(StrEnum):
@@ -28,7 +29,7 @@ class RunState(StrEnum):
 
     PENDING = "pending"  # accepted, not yet begun
     RUNNING = "running"
-    PAUSED = "paused"  # by a person or by the cord
+    PAUSED = "paused"  # by a person, a guard or the cord
     INTERRUPTED = "interrupted"  # its process ended first
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -64,7 +65,7 @@ class RunRecord:
     status_message: str = ""
     output_model: ModelVersion | None = None
     paused_by_person: bool = (
-        False  # whether PauseRun holds it, so that a new process must not go on by itself
+        False  # whether PauseRun or a guard holds it: only ResumeRun lets it go on, also in a new process
     )
     unfruitful_starts: int = 0  # starts by auto-resume since the last checkpoint
 
@@ -100,7 +101,7 @@ class ModelPublished:
     stored: bool
 
 
-Happening: TypeAlias = StateChanged | Progress | ModelPublished
+Happening: TypeAlias = StateChanged | Progress | ModelPublished | Alarm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +166,16 @@ def event_to_json(event: RunEvent) -> dict[str, Any]:
             return common | {"event": "state_changed", "state": state.value, "message": message}
         case ModelPublished(model=model, stored=stored):
             return common | {"event": "model_published", "model": _model_to_json(model), "stored": stored}
+        case Alarm(finding=finding, action=action, step=step):
+            return common | {
+                "event": "guard_alarm",
+                "guard": finding.guard.value,
+                "action": action.value,
+                "statistic": finding.statistic,
+                "threshold": finding.threshold,
+                "message": finding.message,
+                "step": step,
+            }
         case Progress() as progress:
             return common | {
                 "event": "progress",
@@ -191,6 +202,17 @@ def event_from_json(values: Mapping[str, Any]) -> RunEvent:
                 phase=values["phase"],
                 metrics=values["metrics"],
                 remaining_s=values["remaining_s"],
+            )
+        case "guard_alarm":
+            happening = Alarm(
+                finding=Finding(
+                    guard=GuardName(values["guard"]),
+                    statistic=values["statistic"],
+                    threshold=values["threshold"],
+                    message=values["message"],
+                ),
+                action=Action(values["action"]),
+                step=values["step"],
             )
         case other:
             raise ValueError(f"unknown event {other!r}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,9 +21,10 @@ from andon.errors import AndonError
 from andon.modeling.store import ModelStore
 from andon.modeling.versions import ModelVersion
 from services.trainer.checkpoint import CheckpointFolder
-from services.trainer.controls import Demand, Hold, Interrupt, RunControls, Stop
+from services.trainer.controls import Demand, Hold, HoldCause, Interrupt, RunControls, Stop
 from services.trainer.errors import NotFiniteError
 from services.trainer.guards.cord import CordGuard
+from services.trainer.guards.guard import Action, Alarm, Finding
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.run_records import ModelPublished, Progress, RunRecord, RunState, StateChanged
 from services.trainer.runs import RunRegistry
@@ -37,6 +38,10 @@ from services.trainer.stages.context import (
 )
 
 _log = structlog.stdlib.get_logger(__name__)
+
+MAX_REASON_CHARS = 2000  # of a reason for the cord
+RETRY_AFTER_S = 1.0  # between two attempts to pull it
+PULL_GRACE_S = 5.0  # for the last attempt of a run that fails
 
 
 class OpenClients(Protocol):
@@ -93,13 +98,17 @@ class RunThread:
             registry.folder(record.run_id) / "checkpoints", keep=settings.kept_checkpoints
         )
         self.controls = RunControls(self._cord_hold)
-        self._cord_guard = None if open_cord_guard is None else open_cord_guard(self.controls.cord_changed)
+        self._cord_guard = None if open_cord_guard is None else open_cord_guard(self._cord_changed)
         self._thread = threading.Thread(target=self._run, name=f"run-{record.run_id}", daemon=True)
         self._last_saved_s = clock()
         self._pace_from: tuple[float, int] | None = (
             None  # time and step of the first step_done in this process
         )
         self._waiting_for = ""
+        self._act_when_cord_holds: Callable[[], None] | None = None
+        self._pulled_event: int | None = None  # of the cord, by a guard of this run; None when lifted
+        self._pulling: threading.Thread | None = None  # who pulls the cord, while it is being pulled
+        self._ended = threading.Event()
 
     # What the runner calls
 
@@ -194,6 +203,50 @@ class RunThread:
         self._metrics.models_published.labels("store" if stored else "samplers").inc()
         self._registry.update(self.run_id, ModelPublished(model=model, stored=stored), output_model=model)
 
+    def guards_checked(self, findings: Sequence[Finding], *, seconds: float) -> None:
+        """Show them in the metrics."""
+        self._metrics.guards_checked(findings, seconds=seconds)
+
+    def alarm(self, alarms: Sequence[Alarm]) -> None:
+        """Record alarms and hold the run, by itself or by the cord, as the strongest one says."""
+        self._metrics.alarmed(alarms)
+        for alarm in alarms:
+            finding = alarm.finding
+            _log.error(
+                "guard_alarm",
+                run_id=self.run_id,
+                guard=finding.guard.value,
+                action=alarm.action.value,
+                step=alarm.step,
+                statistic=finding.statistic,
+                threshold=finding.threshold,
+                message=finding.message,
+            )
+            self._registry.update(self.run_id, alarm)
+        holding = [alarm for alarm in alarms if alarm.action.holds]
+        if not holding:
+            return
+        self._metrics.versions_withheld.inc()
+        reason = "; ".join(f"guard {alarm.finding.guard.value}: {alarm.finding.message}" for alarm in holding)
+        pulls = any(alarm.action is Action.CORD for alarm in holding)
+        if not pulls or self._cord_guard is None:
+            self.controls.hold_for_guard(Hold(reason=reason, by=HoldCause.GUARD))
+            return
+        self.controls.hold_for_guard(Hold(reason=reason, by=HoldCause.CORD))
+        # One pull per run, update and set of guards: a run that is taken up again finds that it was released.
+        guards = "+".join(sorted(alarm.finding.guard.value for alarm in holding))
+        self._pulling = threading.Thread(
+            target=self._pull_cord,
+            args=(self._cord_guard, reason, f"{self.run_id}/{holding[0].step}/{guards}"),
+            name="cord-pull",
+            daemon=True,
+        )
+        self._pulling.start()
+
+    def when_cord_holds(self, act: Callable[[], None]) -> None:
+        """Remember what is to be done then."""
+        self._act_when_cord_holds = act
+
     def waiting(self, message: str) -> None:
         """Tell watchers, once per message, what the run waits for."""
         if message == self._waiting_for:
@@ -211,7 +264,9 @@ class RunThread:
         try:
             torch.set_num_threads(self._settings.threads)
             if self._cord_guard is not None:
+                self._metrics.cord_unheard_seconds.set_function(self._cord_guard.unheard_s)
                 self._cord_guard.start()
+            self._metrics.run_began()
             self._change_state(RunState.RUNNING, "")
             model = self._build_stage(self).run()
             state, message = RunState.SUCCEEDED, f"wrote {model}"
@@ -227,10 +282,15 @@ class RunThread:
             message = f"a defect of the trainer: {type(error).__name__}: {error}"
             _log.exception("run_failed", run_id=self.run_id)
         finally:
+            if self._pulling is not None:
+                self._pulling.join(PULL_GRACE_S)
+            self._ended.set()
             self._clients.close()
             if self._cord_guard is not None:
                 self._cord_guard.close()
             self._metrics.cord_holding.set(0)
+            self._metrics.guard_holding.set(0)
+            self._metrics.cord_unheard_seconds.set_function(lambda: 0.0)
         self._metrics.runs_ended.labels(state.value).inc()
         _log.info("run_ended", run_id=self.run_id, state=state.value)
         self._change_state(state, message)
@@ -260,19 +320,46 @@ class RunThread:
                 self._metrics.state_changed(RunState.RUNNING)
 
     def _stand_still(self, hold: Hold) -> Demand | None:
-        _log.warning("run_held", run_id=self.run_id, by_person=hold.by_person, reason=hold.reason)
-        self._metrics.cord_holding.set(0 if hold.by_person else 1)
+        _log.warning("run_held", run_id=self.run_id, by=hold.by.value, reason=hold.reason)
+        self._metrics.cord_holding.set(1 if hold.by is HoldCause.CORD else 0)
+        self._metrics.guard_holding.set(1 if hold.by is HoldCause.GUARD else 0)
         self._metrics.state_changed(RunState.PAUSED)
         self._registry.update(
             self.run_id,
             StateChanged(state=RunState.PAUSED, message=hold.reason),
             state=RunState.PAUSED,
             status_message=hold.reason,
-            paused_by_person=hold.by_person,
+            paused_by_person=hold.by is not HoldCause.CORD,
         )
+        if hold.by is HoldCause.CORD and self._act_when_cord_holds is not None:
+            self._act_when_cord_holds()
         demand = self.controls.wait_for_change(hold)
         self._metrics.cord_holding.set(0)
+        self._metrics.guard_holding.set(0)
         return demand
+
+    def _pull_cord(self, cord: CordGuard, reason: str, request_id: str) -> None:
+        """Until it is pulled, or the run has ended: a cord that is away now must stop the others later."""
+        while not self._ended.is_set():
+            try:
+                self._pulled_event = cord.pull(reason=reason[:MAX_REASON_CHARS], request_id=request_id)
+            except AndonError as error:
+                _log.error("cord_not_pulled", run_id=self.run_id, reason=error.reason, message=error.message)
+                self._ended.wait(RETRY_AFTER_S)
+            except ValueError:  # what gRPC raises for a call on a channel that was closed in this very moment
+                if not self._ended.is_set():
+                    raise
+            else:
+                _log.warning("cord_pulled", run_id=self.run_id, event_number=self._pulled_event)
+                self._cord_changed()
+                return
+
+    def _cord_changed(self) -> None:
+        guard, event = self._cord_guard, self._pulled_event
+        if guard is not None and event is not None and guard.released_after(event):
+            self._pulled_event = None
+            self.controls.lift_guard_hold()
+        self.controls.cord_changed()
 
     def _cord_hold(self) -> str | None:
         return None if self._cord_guard is None else self._cord_guard.hold()

@@ -19,6 +19,7 @@ from andon.api.trainer.v1 import trainer_service_pb2_grpc as trainer_grpc
 from andon.rpc.convert import datetime_to_timestamp, model_version_to_proto, seconds_to_duration
 from andon.rpc.structs import struct_from_values, values_from_struct
 from services.trainer.errors import InvalidPageError, InvalidStageError, TrainerDrainingError
+from services.trainer.guards.guard import Action, Alarm
 from services.trainer.run_records import (
     ModelPublished,
     Progress,
@@ -48,6 +49,12 @@ _STATES_TO_PROTO = {
     RunState.SUCCEEDED: trainer_pb2.RUN_STATE_SUCCEEDED,
     RunState.FAILED: trainer_pb2.RUN_STATE_FAILED,
     RunState.STOPPED: trainer_pb2.RUN_STATE_STOPPED,
+}
+
+_ACTIONS_TO_PROTO = {
+    Action.WARN: trainer_pb2.GUARD_ACTION_WARN,
+    Action.HOLD: trainer_pb2.GUARD_ACTION_HOLD,
+    Action.CORD: trainer_pb2.GUARD_ACTION_CORD,
 }
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -214,6 +221,13 @@ def event_to_proto(event: RunEvent) -> trainer_pb2.RunEvent:
         case ModelPublished(model=model, stored=stored):
             message.model_published.model.CopyFrom(model_version_to_proto(model))
             message.model_published.stored = stored
+        case Alarm() as alarm:
+            message.guard_alarm.guard = alarm.finding.guard.value
+            message.guard_alarm.action = _ACTIONS_TO_PROTO[alarm.action]
+            message.guard_alarm.statistic = alarm.finding.statistic
+            message.guard_alarm.threshold = alarm.finding.threshold
+            message.guard_alarm.message = alarm.finding.message
+            message.guard_alarm.step = alarm.step
     return message
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from andon.client.policy import PolicyClient
 from andon.client.values import ModelInfo
-from andon.errors import FailedPreconditionError
+from andon.errors import AndonError, FailedPreconditionError
 from andon.modeling.versions import ModelVersion
 from andon.modeling.weight_codec import encode_weights, weights_sha256
 from services.trainer.errors import WeightsNotAcknowledgedError
@@ -24,6 +24,8 @@ from services.trainer.scorers import loadable_name
 from services.trainer.stages.context import StageState
 
 _log = structlog.stdlib.get_logger(__name__)
+
+STABLE = "policy@stable"  # what samplers roll back to
 
 # The replica cannot take these weights onto the model it has: another architecture, or the same number with
 # other weights, as after a replay on hardware that does not repeat itself. The initial model clears both.
@@ -50,10 +52,33 @@ class WeightPublisher:
         return self._current
 
     def set_current(self, family: str, version: int, weights: Mapping[str, Tensor]) -> ModelVersion:
-        """Name new weights. They must stay as they are until the next call: a replica may need them again."""
-        self._current = ModelVersion(family, version, weights_sha256(weights))
-        self._weights = weights
+        """Name new weights and keep a copy of them in memory: a replica may need them again."""
+        self._weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()}
+        self._current = ModelVersion(family, version, weights_sha256(self._weights))
         return self._current
+
+    @property
+    def published_weights(self) -> Mapping[str, Tensor] | None:
+        """The current version's weights; None while it is the model that the run began with."""
+        return self._weights
+
+    def describe(self, *, state: Callable[[], StageState]) -> list[ModelInfo]:
+        """What every replica serves; one without a model is given the one that the run began with."""
+        return self._peers.together(
+            [partial(self._describe, replica) for replica in self._replicas], state=state
+        )
+
+    def roll_back(self) -> None:
+        """Have the replicas serve ``policy@stable``. One that cannot keeps what it serves, and is logged."""
+        for replica in self._replicas:
+            try:
+                info = replica.load_model(STABLE, timeout_s=self._timeout_s)
+            except AndonError as error:
+                _log.error(
+                    "not_rolled_back", target=replica.target, reason=error.reason, message=error.message
+                )
+            else:
+                _log.warning("rolled_back", target=replica.target, model=str(info.model))
 
     def publish(self, *, state: Callable[[], StageState]) -> list[ModelInfo]:
         """Bring every replica to the current version, all at once; returns what they now serve."""
@@ -83,6 +108,11 @@ class WeightPublisher:
 
         return self._peers.patiently(
             f"policy at {replica.target}", publish_and_describe, restore=partial(self._load_initial, replica)
+        )
+
+    def _describe(self, replica: PolicyClient) -> ModelInfo:
+        return self._peers.patiently(
+            f"policy at {replica.target}", replica.model_info, restore=partial(self._load_initial, replica)
         )
 
     def _send(self, replica: PolicyClient, weights: Mapping[str, Tensor]) -> None:

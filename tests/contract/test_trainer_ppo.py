@@ -4,7 +4,7 @@ import asyncio
 import io
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +31,7 @@ from services.reward.config import RewardConfig
 from services.reward.service import RewardService
 from services.trainer.clients import RunClients
 from services.trainer.config import TrainerConfig
+from services.trainer.guards.guard import Alarm, Finding
 from services.trainer.service import TrainerService
 from services.trainer.stages.context import RunInterrupted, StageState
 from services.trainer.stages.ppo import PpoStage
@@ -444,6 +445,15 @@ class LeavingContext:
 
     def published(self, model: ModelVersion, *, stored: bool) -> None:
         """Nobody counts."""
+
+    def guards_checked(self, findings: Sequence[Finding], *, seconds: float) -> None:
+        """Nobody looks."""
+
+    def alarm(self, alarms: Sequence[Alarm]) -> None:
+        raise AssertionError(f"a healthy run alarmed: {alarms}")
+
+    def when_cord_holds(self, act: Callable[[], None]) -> None:
+        """There is no cord."""
 
     def waiting(self, message: str) -> None:
         """Nobody watches."""

@@ -20,11 +20,18 @@ from andon.errors import AndonError
 
 _log = structlog.stdlib.get_logger(__name__)
 
+ACTOR = "trainer"  # who pulls when a guard alarms
 RETRY_AFTER_S = 0.5  # between two attempts to listen; one small call, so it may be often
 
 
 class CordSource(Protocol):
     """Where the cord is heard; ``andon.client.cord.CordClient`` is one."""
+
+    def pull(
+        self, *, actor: str, reason: str, request_id: str | None = None, timeout_s: float = 30.0
+    ) -> Cord:
+        """Stop training."""
+        ...
 
     def watch(self, *, timeout_s: float | None = None, wait_for_ready: bool = False) -> Iterator[Cord]:
         """The state at once, after every change, and again from time to time."""
@@ -71,6 +78,15 @@ class CordGuard:
         self._source.close()
         if self._thread.is_alive():
             self._thread.join(timeout=5)
+
+    def pull(self, *, reason: str, request_id: str) -> int:
+        """Pull the cord in the trainer's name; returns the event's number. Repeating it changes nothing."""
+        return self._source.pull(actor=ACTOR, reason=reason, request_id=request_id).event_number
+
+    def released_after(self, event_number: int) -> bool:
+        """Whether somebody released the cord after this event."""
+        cord = self._cord
+        return cord is not None and not cord.pulled and cord.event_number > event_number
 
     def unheard_s(self) -> float:
         """How long ago the cord was last heard."""

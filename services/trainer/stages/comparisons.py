@@ -17,6 +17,8 @@ from andon.modeling.sequences import PromptGroup
 from andon.modeling.text import TextCodec
 from services.trainer.reward_losses import Decision
 
+LABELING_PREFIX = "labeling:"  # of a source: a batch of the labeling service
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparedDocument:

@@ -7,7 +7,7 @@ controls. A stage therefore never looks at signals, clocks, the cord or the run 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from andon.client.reward import RewardClient
     from andon.modeling.store import ModelStore
     from andon.modeling.versions import ModelVersion
+    from services.trainer.guards.guard import Alarm, Finding
 
 # What a checkpoint holds: tensors, numbers, text, and lists and dicts of these, so that
 # torch.load(weights_only=True) reads it back.
@@ -104,6 +105,19 @@ class StageContext(Protocol):
 
     def published(self, model: ModelVersion, *, stored: bool) -> None:
         """Record that a version was written: to the store (``stored``) or only to the samplers."""
+
+    def guards_checked(self, findings: Sequence[Finding], *, seconds: float) -> None:
+        """Show what the guards found at an update, and how long they took."""
+
+    def alarm(self, alarms: Sequence[Alarm]) -> None:
+        """Record alarms, and pull the cord where one says so.
+
+        Returns at once. Where an alarm holds, the next ``obey`` stands still until it is lifted; returning
+        from there means that a person overruled the guards.
+        """
+
+    def when_cord_holds(self, act: Callable[[], None]) -> None:
+        """Have ``act`` called from the run's thread each time the cord begins to hold the run."""
 
     def waiting(self, message: str) -> None:
         """Tell watchers what the run waits for, such as a service that does not answer; empty: it goes on."""

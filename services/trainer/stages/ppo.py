@@ -1,10 +1,10 @@
 """PPO: decides what happens in one update and in which order, from the prompts to the stored policy.
 
 The run thread constructs ``PpoStage(config, context)`` and calls ``run``. Per update: sample with the current
-version, ask reference and reward model, compute advantages, optimise, publish the next version to every
-sampler, report. Formulas stand in ``services.trainer.ppo``, the services are asked in ``rollout``, gradients
-are taken in ``policy_optimizer``. Left out on purpose: mixing in pretraining gradients, averaging weights,
-off-policy corrections.
+version, ask reference and reward model, compute advantages, optimise, ask the guards, publish the next
+version to every sampler, report. Formulas stand in ``services.trainer.ppo``, the services are asked in
+``rollout``, gradients are taken in ``policy_optimizer``, guards are asked in ``ppo_guards``. Left out on
+purpose: mixing in pretraining gradients, averaging weights, off-policy corrections.
 
 Everything that is drawn depends on (seed, update) alone, so a checkpoint after update n, or between two
 optimizer steps of update n + 1, is all that a resumed run needs to give the numbers of a run that was never
@@ -24,13 +24,14 @@ from andon.client.policy import PolicyClient
 from andon.client.reference import ReferenceClient
 from andon.client.reward import RewardClient
 from andon.client.values import ModelInfo
+from andon.errors import AndonError
 from andon.modeling.loading import load_causal_lm, load_scorer, read_normalization, save_model
 from andon.modeling.manifest import Lineage, ManifestDraft, Parent
 from andon.modeling.sequences import pack, plan_batches, unpack
 from andon.modeling.store import LocatedModel
 from andon.modeling.text import TextCodec
 from andon.modeling.versions import ModelVersion
-from andon.modeling.weight_codec import model_weights
+from andon.modeling.weight_codec import load_weights, model_weights
 from services.trainer.actor_critic import ActorCritic, SeparateValueNetwork, SharedValueHead
 from services.trainer.errors import InvalidConfigError, TokenizerMismatchError
 from services.trainer.experience import Experience, RewardSettings, evaluate_rollout
@@ -43,7 +44,8 @@ from services.trainer.prompts import load_prompts
 from services.trainer.rollout import Responses, RolloutCollector, SamplingSettings
 from services.trainer.scorers import Scorers
 from services.trainer.stages.context import StageContext, StageState
-from services.trainer.stages.ppo_config import PpoConfig, make_controller, make_stop_rule
+from services.trainer.stages.ppo_config import AdaptiveKlConfig, PpoConfig, make_controller, make_stop_rule
+from services.trainer.stages.ppo_guards import PpoGuards
 from services.trainer.weight_publisher import WeightPublisher
 
 POLICY_FAMILY = "policy"
@@ -75,7 +77,11 @@ class PpoStage:
         if self._update < config.num_updates:
             self._prepare_services()
         for update in range(self._update + 1, config.num_updates + 1):
-            self._do_update(update)
+            try:
+                self._do_update(update)
+            except AndonError as error:
+                self._guards.not_finite(error, update=update)
+                raise
         return context.store.resolve(ModelVersion(POLICY_FAMILY, self._versions[-1])).version
 
     # --- getting ready -------------------------------------------------------------------------------------
@@ -135,6 +141,13 @@ class PpoStage:
         self._versions = context.store.reserve_versions(
             POLICY_FAMILY, config.num_updates, run_id=context.run_id, lineage=self._lineage
         )
+        self._reward_settings = RewardSettings(
+            penalty=self._stop_rule.penalty,
+            gamma=config.gamma,
+            lam=config.lam,
+            whiten_rewards=config.whiten_rewards,
+            whiten_advantages=config.whiten_advantages,
+        )
         self._publisher = WeightPublisher(
             self._policy_clients,
             initial=self._policy_model.version,
@@ -160,18 +173,44 @@ class PpoStage:
                 temperature=config.temperature,
                 max_new_tokens=config.max_new_tokens,
                 seed=config.seed,
+                eos_token_id=self._codec.eos_token_id,
+                tokenizer_fingerprint=self._codec.fingerprint,
                 judged_with_eos=self._codec.eos_token_id if isinstance(self._stop_rule, PeriodRule) else None,
                 timeout_s=self._timeout_s,
             ),
         )
+        self._guards = PpoGuards(
+            config.guards,
+            context,
+            codec=self._codec,
+            prompts=self._prompts,
+            policy=policy,
+            collector=self._collector,
+            scorers=self._scorers,
+            peers=self._peers,
+            reward_settings=self._reward_settings,
+            temperature=config.temperature,
+            token_budget=config.token_budget,
+            kl_target_nats=config.kl.target if isinstance(config.kl, AdaptiveKlConfig) else None,
+        )
+        if config.guards.when_cord_pulled == "stable":
+            context.when_cord_holds(self._publisher.roll_back)
         if restored is not None:
             self._restore(restored)
 
     def _prepare_services(self) -> None:
-        """Have all services use the right models, and check that they mean the same by a token id."""
+        """Have all services use the right models and mean the same by a token id; then ask the guards.
+
+        In the middle of an update the samplers keep what they serve: nothing is sampled before its end.
+        """
         calls: list[Callable[[], ModelInfo]] = [self._scorers.reference_ready, self._scorers.reward_ready]
         reference, reward = self._peers.together(calls, state=self._state)
-        replicas = self._publisher.publish(state=self._state)
+        is_between_updates = self._experience is None
+        replicas = (
+            self._publisher.publish(state=self._state)
+            if is_between_updates
+            else self._publisher.describe(state=self._state)
+        )
         longest = max(map(len, self._prompts.prompts)) + self._config.max_new_tokens
         named = [("reference", reference), ("reward model", reward), *(("policy", info) for info in replicas)]
         for name, info in named:
@@ -185,6 +224,15 @@ class PpoStage:
                     problem=f"prompt and response reach {longest} tokens, the {name} takes "
                     f"{info.max_sequence_tokens}",
                 )
+        if is_between_updates:
+            self._guards.preflight(
+                step=self._update,
+                beta=self._controller.beta,
+                infos=dict(named),
+                reference=self._reference_model,
+                reward_model=self._reward_model,
+                state=self._state,
+            )
 
     # --- one update ----------------------------------------------------------------------------------------
 
@@ -195,6 +243,8 @@ class PpoStage:
             self._seconds = {}
             self._progress = UpdateProgress()
             self._experience = self._gather_experience(update)
+            with self._timed("guard_seconds"):
+                self._guards.before_update(self._experience)
             context.obey(self._state)
         experience = self._experience
         rate_factor = learning_rate_factor(update - 1, config.num_updates, kind=config.schedule)
@@ -206,6 +256,15 @@ class PpoStage:
                 progress=self._progress,
                 between_steps=lambda: context.obey(self._state),
             )
+        reported = {**experience.metrics, **self._progress.metrics()}
+        with self._timed("guard_seconds"):
+            self._guards.after_update(
+                experience,
+                update=update,
+                metrics=reported,
+                state=self._state,
+                keep_last_good=self._store_last_good,
+            )
         with self._timed("publish_seconds"):
             version = self._name_weights(update)
             self._publisher.publish(state=self._state)
@@ -215,8 +274,7 @@ class PpoStage:
             kl_nats=experience.kl_nats, num_episodes=len(experience.rollout.scores)
         )
         self._metrics = {
-            **experience.metrics,
-            **self._progress.metrics(),
+            **reported,
             "learning_rate": config.learning_rate * rate_factor,
             "policy_version": float(version.version),
             **self._seconds,
@@ -250,13 +308,7 @@ class PpoStage:
             rollout,
             values[0],
             beta=self._controller.beta,
-            settings=RewardSettings(
-                penalty=self._stop_rule.penalty,
-                gamma=config.gamma,
-                lam=config.lam,
-                whiten_rewards=config.whiten_rewards,
-                whiten_advantages=config.whiten_advantages,
-            ),
+            settings=self._reward_settings,
         )
 
     def _values_of(self, responses: Responses) -> torch.Tensor:
@@ -291,6 +343,7 @@ class PpoStage:
             "actor_critic": self._actor_critic.state(),
             "optimizer": self._optimizer.state(),
             "beta": self._controller.beta,
+            "guards": self._guards.state(),
             "metrics": dict(self._metrics),
             "in_progress": progress,
         }
@@ -301,6 +354,7 @@ class PpoStage:
         self._actor_critic.restore(restored["actor_critic"])
         self._optimizer.restore(restored["optimizer"])
         self._controller = make_controller(self._config.kl, beta=restored["beta"])
+        self._guards.restore(restored["guards"])
         in_progress = restored["in_progress"]
         if in_progress is not None:
             self._experience = Experience.from_state(in_progress["experience"])
@@ -319,6 +373,19 @@ class PpoStage:
         interval = self._config.store_interval
         is_due = interval is not None and update > 0 and update % interval == 0
         return is_due or update == self._config.num_updates
+
+    def _store_last_good(self) -> None:
+        """Store what the samplers serve, beside weights in training that a guard does not trust."""
+        published = self._publisher.published_weights
+        if published is None or self._update == 0 or self._is_stored_after(self._update):
+            return
+        policy = self._actor_critic.policy
+        in_training = {name: weights.clone() for name, weights in model_weights(policy).items()}
+        load_weights(policy, published)
+        try:
+            self._store_policy()
+        finally:
+            load_weights(policy, in_training)
 
     def _store_policy(self) -> None:
         """Store the weights of the last finished update; the same weights a second time change nothing."""

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from andon.modeling.text import TextCodec
+from services.trainer.guards.config import GuardsConfig
 from services.trainer.ppo.kl import AdaptiveKlController, FixedKlController, KlController
 from services.trainer.ppo.schedules import ScheduleKind
 from services.trainer.ppo.stopping import EosRule, PeriodRule, StopRule
@@ -88,6 +89,7 @@ class PpoConfig(BaseModel):
     max_grad_norm: float | None = Field(default=1.0, gt=0)  # of each network; None does not clip
     token_budget: int = Field(default=16384, ge=1)  # tokens per forward pass
     checkpoint_interval: int = Field(default=10, ge=1)  # updates
+    guards: GuardsConfig = GuardsConfig()
     store_interval: int | None = Field(default=None, ge=1)  # updates; None stores the last version only
     seed: int = 0
 

@@ -29,6 +29,7 @@ from services.trainer.errors import InvalidConfigError
 from services.trainer.stages.base_model import TemplateConfig, base_model_codec
 from services.trainer.stages.batch_order import BatchOrder
 from services.trainer.stages.comparisons import (
+    LABELING_PREFIX,
     ComparedDocument,
     cut_summary,
     digest_comparisons,
@@ -49,8 +50,6 @@ from services.trainer.stages.random_state import seed_everything
 from services.trainer.stages.reward_accuracy import labeler_agreement
 from services.trainer.stages.token_detection import TokenDetection, TokenDetectionConfig, WordExchange
 from services.trainer.stages.training_loop import TrainingLoop
-
-LABELING_PREFIX = "labeling:"
 
 
 class RewardModelConfig(OptimizationConfig):

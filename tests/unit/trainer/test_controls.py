@@ -2,7 +2,7 @@
 
 import threading
 
-from services.trainer.controls import Hold, Interrupt, RunControls, Stop
+from services.trainer.controls import Hold, HoldCause, Interrupt, RunControls, Stop
 
 
 def test_nothing_is_asked_at_first() -> None:
@@ -12,7 +12,7 @@ def test_nothing_is_asked_at_first() -> None:
 def test_a_pause_holds_until_it_is_lifted() -> None:
     controls = RunControls(lambda: None)
     controls.pause("lunch")
-    assert controls.demand() == Hold(reason="lunch", by_person=True)
+    assert controls.demand() == Hold(reason="lunch", by=HoldCause.PERSON)
     assert controls.resume()
     assert controls.demand() is None
     assert not controls.resume()
@@ -22,7 +22,7 @@ def test_lifting_a_pause_does_not_lift_the_cord() -> None:
     controls = RunControls(lambda: "pulled")
     controls.pause("lunch")
     controls.resume()
-    assert controls.demand() == Hold(reason="pulled", by_person=False)
+    assert controls.demand() == Hold(reason="pulled", by=HoldCause.CORD)
 
 
 def test_stop_wins_over_interrupt_and_interrupt_over_holding() -> None:

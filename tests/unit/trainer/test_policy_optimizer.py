@@ -14,7 +14,7 @@ from andon.modeling.sequences import PromptGroup, pack, unpack
 from andon.modeling.text import TextCodec, word_level_codec
 from andon.modeling.versions import ModelVersion
 from services.trainer.actor_critic import ActorCritic, SeparateValueNetwork, SharedValueHead
-from services.trainer.experience import Experience
+from services.trainer.experience import Experience, RewardSettings
 from services.trainer.policy_optimizer import (
     ExperienceSlices,
     OptimizerSettings,
@@ -100,9 +100,14 @@ def experience_of(policy: PreTrainedModel, *, advantage_sign: float = 1.0) -> Ex
             scores=torch.zeros(len(lengths)),
         ),
         values=noise() * 0.1,
+        rewards=noise(),
         advantages=advantage_sign * noise(),
         returns=noise(),
         metrics={},
+        beta=0.05,
+        settings=RewardSettings(
+            penalty=-1.0, gamma=1.0, lam=0.95, whiten_rewards=False, whiten_advantages=True
+        ),
     )
 
 

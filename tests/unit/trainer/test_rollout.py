@@ -1,6 +1,7 @@
 """Sampling and judging with scripted services: versions, cuts, seeds, and answers that do not fit."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -41,8 +42,10 @@ class Replica:
 
     target = "host:1"
 
-    def __init__(self, *samples: Sample) -> None:
+    def __init__(self, *samples: Sample, **applied: Any) -> None:
+        """``applied``: parameters that it uses whatever it was asked for."""
         self.samples = samples
+        self.applied = applied
         self.seeds: list[int | None] = []
         self.prompts: list[Sequence[int]] = []
 
@@ -58,6 +61,8 @@ class Replica:
             model=CURRENT,
             seed=parameters.seed or 0,
             timing=CallTiming(queue_s=0.0, compute_s=0.0),
+            applied=replace(parameters, stop_token_ids=(EOS,), **self.applied),
+            tokenizer_fingerprint="the same",
         )
 
 
@@ -97,10 +102,26 @@ def collector(
             temperature=0.7,
             max_new_tokens=8,
             seed=11,
+            eos_token_id=EOS,
+            tokenizer_fingerprint="the same",
             judged_with_eos=eos,
             timeout_s=1.0,
         ),
     )
+
+
+@pytest.mark.parametrize(
+    ("applied", "told"),
+    [
+        ({"temperature": 1.0}, "temperature 1, not 0.7"),
+        ({"top_p": 0.9}, "cut the distribution at 0.9"),
+        ({"stop": ("\n",)}, "not with 3 alone"),
+    ],
+)
+def test_a_sampler_that_draws_otherwise_than_asked_is_named(applied: dict[str, Any], told: str) -> None:
+    replica = Replica(sample(5, EOS), **applied)
+    (difference,) = collector(replica).sample([[1, 2]], update=1, state=dict).settings_differences
+    assert told in difference
 
 
 def test_responses_are_cut_and_padded_behind_their_end() -> None:

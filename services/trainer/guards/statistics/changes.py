@@ -1,9 +1,9 @@
 """Whether a series of numbers jumped or drifts.
 
 Each detector is a value. ``after`` takes the next number and gives the detector that has seen it;
-``statistic`` is what a guard compares with its threshold; ``dataclasses.asdict`` gives what a checkpoint needs,
-and the class takes it back as its arguments. A number that is infinite or none makes the statistic infinite or
-none, which guards take for an alarm.
+``statistic`` is what a guard compares with its threshold; ``dataclasses.asdict`` gives what a checkpoint
+needs, and the class takes it back as its arguments. A number that is infinite or none makes the statistic
+infinite or none, which guards take for an alarm.
 """
 
 from __future__ import annotations

@@ -1,0 +1,133 @@
+"""What is looked at before the first update, through the very path that training uses.
+
+The same clients, services and composition function: a sign that is wrong anywhere between a labeler's choice
+and a token's reward shows here before a single weight has moved. Each function takes answers that were
+gathered in ``services.trainer.stages.ppo_guards`` and gives a finding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from services.trainer.experience import Experience
+from services.trainer.guards.guard import Finding, GuardName, find
+from services.trainer.guards.statistics.hypothesis import share_above_chance_p
+from services.trainer.rollout import Rollout
+
+NUDGE = 0.125  # a power of two: adding it to a float32 rounds little
+
+Evaluate = Callable[[Rollout], Experience]  # the production path from a rollout to rewards and advantages
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking:
+    """How often what must be better got the higher composed reward. A tie counts as wrong."""
+
+    right: int
+    total: int
+
+
+def check_settings(differences: Sequence[str], *, threshold: float) -> Finding:
+    """Tokenizer, temperature and stop rule of trainer, sampler, reference and reward model are the same."""
+    message = "; ".join(differences) or "sampler, reference, reward model and trainer agree"
+    return find(GuardName.PREFLIGHT_SETTINGS, float(len(differences)), threshold, message)
+
+
+def check_models(errors: Mapping[str, float], *, threshold: float) -> Finding:
+    """The services answer as the models in the store do, loaded a second time by the trainer.
+
+    ``errors``: by service, the mean absolute difference: nats per token, or standard deviations of a score.
+    """
+    worst = max(errors, key=lambda service: errors[service])
+    return find(
+        GuardName.PREFLIGHT_MODELS,
+        errors[worst],
+        threshold,
+        f"the {worst} service differs from the stored model by {errors[worst]:.3g} on average",
+    )
+
+
+def check_composition(rollout: Rollout, evaluate: Evaluate, *, beta: float, threshold: float) -> Finding:
+    """Finite differences of the composed reward and of the advantage.
+
+    A higher policy log-probability at one token must cost beta times the difference there and nothing
+    elsewhere; a higher score must pay in full at the response's last token and nowhere else, and must raise
+    that token's advantage. Statistic: the largest error, in units of what was to be expected (of the nudge,
+    where nothing was).
+    """
+    proper = replace(
+        rollout,
+        responses=replace(
+            rollout.responses, ended_properly=torch.ones_like(rollout.responses.ended_properly)
+        ),
+    )
+    before = evaluate(proper)
+    lengths = rollout.responses.lengths
+    row = int(lengths.argmax())
+    last, middle = int(lengths[row]) - 1, int(lengths[row]) // 2
+
+    nudged_logprobs = proper.responses.behaviour_logprobs.clone()
+    nudged_logprobs[row, middle] += NUDGE
+    further = evaluate(
+        replace(proper, responses=replace(proper.responses, behaviour_logprobs=nudged_logprobs))
+    )
+    nudged_scores = proper.scores.clone()
+    nudged_scores[row] += NUDGE
+    better = evaluate(replace(proper, scores=nudged_scores))
+
+    errors = {
+        "a higher log-probability costs beta times the difference": _error_at(
+            further.rewards - before.rewards, row, middle, expected=-beta * NUDGE
+        ),
+        "a higher score pays at the last token": _error_at(
+            better.rewards - before.rewards, row, last, expected=NUDGE
+        ),
+        "a higher score raises the advantage": 0.0
+        if bool(better.advantages[row, last] > before.advantages[row, last])
+        else math.inf,
+    }
+    worst = max(errors, key=lambda relation: errors[relation])
+    held = "holds" if errors[worst] <= threshold else "does not hold"
+    return find(
+        GuardName.PREFLIGHT_COMPOSITION,
+        errors[worst],
+        threshold,
+        f'"{worst}" {held}: the error is {errors[worst]:.3g}',
+    )
+
+
+def check_ranking(guard: GuardName, rankings: Mapping[str, Ranking], *, threshold: float) -> Finding | None:
+    """What must be better gets the higher composed reward more often than by chance.
+
+    Statistic: the largest p value of the one-sided binomial tests; the threshold is the level at which chance
+    is ruled out. A reward model without any knowledge alarms with 1 - threshold, a good one with the test's
+    missing power. None where there was nothing to rank.
+    """
+    tested = {
+        what: share_above_chance_p(ranking.right, ranking.total)
+        for what, ranking in rankings.items()
+        if ranking.total > 0
+    }
+    if not tested:
+        return None
+    worst = max(tested, key=lambda what: tested[what])
+    ranking = rankings[worst]
+    return find(
+        guard,
+        tested[worst],
+        threshold,
+        f"{worst} in {ranking.right} of {ranking.total} cases (p = {tested[worst]:.2g} of chance)",
+    )
+
+
+def _error_at(change: Tensor, row: int, column: int, *, expected: float) -> float:
+    """The largest difference to a change of ``expected`` at one place and none elsewhere."""
+    wanted = torch.zeros_like(change, dtype=torch.float64)
+    wanted[row, column] = expected
+    size = abs(expected) if expected else NUDGE
+    return float((change.double() - wanted).abs().max()) / size
