@@ -97,9 +97,9 @@ class Cusum:
     @property
     def statistic(self) -> float:
         """Deviations, cumulated; 0 while the baseline is learned."""
-        if math.isnan(self.rise) or math.isnan(self.fall):
-            return math.nan
-        return {"rise": self.rise, "fall": self.fall, "both": max(self.rise, self.fall)}[self.side]
+        return {"rise": self.rise, "fall": self.fall, "both": max(self.rise, self.fall)}[
+            self.side
+        ]  # nan: both
 
     def after(self, x: float) -> Self:
         """The detector that has seen ``x`` too. After a number that is none its statistic stays none."""
@@ -112,7 +112,7 @@ class Cusum:
             deviation = max(float(np.std(learned, ddof=1)), self.floor)
             return replace(self, learned=(), mean=float(np.mean(learned)), deviation=deviation)
         z = (x - self.mean) / self.deviation
-        if math.isnan(z) or math.isnan(self.rise):
+        if not math.isfinite(z) or math.isnan(self.rise):
             return replace(self, rise=math.nan, fall=math.nan)
         return replace(
             self,
