@@ -37,6 +37,14 @@ class LabelingConfig(ServerConfig):
     """A watcher of the cord hears the state at least this often."""
     cord_poll_s: float = Field(default=0.25, gt=0)
     """How often this process looks whether another one on the same database has touched the cord."""
+    figures_interval_s: float = Field(default=30.0, gt=0)
+    """How often the figures of people's labeling in the metrics are computed anew, in the background."""
+    figures_answers: int = Field(default=2_000, ge=1, le=50_000)
+    """Over how many of the newest answers the labelers' agreement is taken."""
+    figures_recent_known: int = Field(default=100, ge=1, le=1_000)
+    """So many of the newest answers to known items are "recent", those before them "baseline"."""
+    figures_active_s: float = Field(default=900.0, gt=0)
+    """Whoever has answered within this time is an active labeler."""
     export_page_comparisons: int = Field(default=500, ge=1)
     """Comparisons read from the database at a time."""
     export_poll_s: float = Field(default=1.0, gt=0)

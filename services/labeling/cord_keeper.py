@@ -118,3 +118,6 @@ class CordKeeper:
                 return
             except AndonError:  # counted and logged where it came from; what was known stands
                 wait_s = max(self._poll_s, _RETRY_S)
+            except Exception:  # noqa: BLE001 - a defect must not end the watch over the cord
+                _log.exception("cord_not_followed")
+                wait_s = max(self._poll_s, _RETRY_S)

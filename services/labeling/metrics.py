@@ -2,9 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 _SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """What is computed of the newest answers from time to time; None where there is too little to say."""
+
+    labeler_agreement: float | None
+    known_items_recent: float | None
+    known_items_baseline: float | None
+    num_waiting_tasks: int
+    num_active_labelers: int
+
+
+class FiguresCollector(Collector):
+    """Shows the figures that were computed last. What is unknown has no series: no alarm can rest on it."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._figures: Figures | None = None
+        registry.register(self)
+
+    def show(self, figures: Figures | None) -> None:
+        """Show these from now on; None: nothing is known."""
+        self._figures = figures
+
+    def collect(self) -> Iterable[Metric]:
+        """The families, always the same, with what is known."""
+        figures = self._figures
+        agreement = GaugeMetricFamily(
+            "andon_labeling_agreement_ratio",
+            "Share of pairs of labelers' labels of one pair of candidates that are the same, over the newest "
+            "answers. No series on fewer than 30 pairs.",
+        )
+        known_items = GaugeMetricFamily(
+            "andon_labeling_known_item_agreement_ratio",
+            "How right labelers' answers are to items whose answer researchers know: of the newest answers "
+            "(recent) and of those before (baseline). No series on fewer than 30 answers.",
+            labels=["window"],
+        )
+        waiting = GaugeMetricFamily(
+            "andon_labeling_waiting_tasks",
+            "Tasks with a place that a labeler could have now, in batches that are open. Of more than "
+            "100,000 places only so many are looked at.",
+        )
+        active = GaugeMetricFamily("andon_labeling_active_labelers", "People who have answered lately.")
+        if figures is not None:
+            if figures.labeler_agreement is not None:
+                agreement.add_metric([], figures.labeler_agreement)
+            for window, value in (
+                ("recent", figures.known_items_recent),
+                ("baseline", figures.known_items_baseline),
+            ):
+                if value is not None:
+                    known_items.add_metric([window], value)
+            waiting.add_metric([], figures.num_waiting_tasks)
+            active.add_metric([], figures.num_active_labelers)
+        return [agreement, known_items, waiting, active]
 
 
 class LabelingMetrics:
@@ -72,6 +133,7 @@ class LabelingMetrics:
             "Transactions that failed because the database was locked, full, gone or broken.",
             registry=registry,
         )
+        self.figures = FiguresCollector(registry)
         for decision in ("choice", "ranking"):
             self.answers_recorded.labels(decision)
         for method in ("SubmitTasks", "SubmitAnswers", "PullCord", "ReleaseCord"):

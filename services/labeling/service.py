@@ -31,6 +31,8 @@ from services.labeling.cord_keeper import CordKeeper
 from services.labeling.cord_servicer import CordServicer
 from services.labeling.cord_store import CordStore
 from services.labeling.database import Database
+from services.labeling.figures import FiguresWatch
+from services.labeling.figures_store import FiguresStore
 from services.labeling.import_store import ImportStore
 from services.labeling.limits import Clock
 from services.labeling.metrics import LabelingMetrics
@@ -109,6 +111,16 @@ class LabelingService:
         )
         self._cord_servicer = CordServicer(
             self._cord, keepalive_s=config.cord_keepalive_s, metrics=self._metrics
+        )
+
+        self._figures = FiguresWatch(
+            FiguresStore(self._database, clock=clock),
+            threads=self._threads,
+            metrics=self._metrics,
+            interval_s=config.figures_interval_s,
+            num_answers=config.figures_answers,
+            num_recent_known=config.figures_recent_known,
+            active_s=config.figures_active_s,
         )
 
         accounts = AccountStore(self._database, clock=clock)
@@ -192,6 +204,7 @@ class LabelingService:
         await asyncio.get_running_loop().run_in_executor(None, self._database.open)
         last = await self._cord.start()
         _log.info("database_open", engine=self._database.engine.dialect.name, cord_pulled=is_pulled(last))
+        self._figures.start()
         await self._web.start(build_app(self._site))
 
     async def drain(self) -> None:
@@ -203,6 +216,7 @@ class LabelingService:
     async def close(self) -> None:
         """Finish writes and close the database."""
         await self._cord.close()
+        await self._figures.close()
         await self._threads.close()
         await self._urgent_threads.close()
         self._passwords.close()
