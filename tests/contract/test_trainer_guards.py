@@ -1,0 +1,192 @@
+"""Defects planted into a real PPO run over gRPC: who sees them, what stops, and how it goes on."""
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from prometheus_client import CollectorRegistry
+
+import services.trainer.experience as experience_module
+import services.trainer.stages.ppo as ppo_module
+from andon.client.cord import Cord, CordClient
+from andon.client.policy import PolicyClient
+from andon.client.trainer import GuardAction, GuardAlarm, Run, RunState, TrainerClient
+from andon.rpc.server import RunningServer
+from services.labeling.config import LabelingConfig
+from services.labeling.service import LabelingService
+from services.trainer.ppo.rewards import compose_rewards
+from tests.ppo_world import TIMEOUT_S, World, finish, published, world
+from tests.servers import Serve
+from tests.tokens import TOKENS
+
+__all__ = ["world"]
+
+
+@pytest.fixture
+def labeling(serve: Serve, tmp_path: Path, tokens_file: Path) -> RunningServer:
+    config = LabelingConfig(
+        port=0,
+        metrics_port=0,
+        web_port=0,
+        database=f"sqlite:///{tmp_path}/labeling.sqlite3",
+        tokens_file=tokens_file,
+    )
+    registry = CollectorRegistry()
+    return serve(LabelingService(config, registry), config, registry)
+
+
+@pytest.fixture
+def cord(labeling: RunningServer) -> Iterator[CordClient]:
+    with CordClient(labeling.target, token=TOKENS["rita"]) as client:
+        yield client
+
+
+@pytest.fixture
+def trainer(world: World, labeling: RunningServer) -> TrainerClient:
+    world.serve_models()
+    return world.serve_trainer(
+        watch_cord=True, labeling_target=labeling.target, labeling_token=TOKENS["service"]
+    )
+
+
+def wait_for_cord(cord: CordClient, *, pulled: bool) -> Cord:
+    for state in cord.watch(timeout_s=TIMEOUT_S):
+        if state.pulled is pulled:
+            return state
+    pytest.fail("the cord's stream ended")
+
+
+def wait_for_state(client: TrainerClient, run: Run, state: RunState) -> Run:
+    """Reads the run's events until it is in a state."""
+    for _ in client.watch_run(run.run_id, stream_timeout_s=TIMEOUT_S):
+        found = client.get(run.run_id)
+        if found.state is state:
+            return found
+    return client.get(run.run_id)
+
+
+def flipped_rewards(*arguments: Any, **options: Any) -> torch.Tensor:
+    return -compose_rewards(*arguments, **options)
+
+
+def test_a_flipped_sign_pulls_the_cord_before_the_first_step_and_only_a_release_lets_it_go_on(
+    world: World, trainer: TrainerClient, cord: CordClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experience_module, "compose_rewards", flipped_rewards)
+    run = trainer.start_run(
+        "ppo", world.config(updates=1, guards={"rules": {"composition": {"action": "warn"}}})
+    )
+    state = wait_for_cord(cord, pulled=True)
+    assert state.actor == "trainer"
+    assert "preflight_composition" in state.reason
+    held = wait_for_state(trainer, run, RunState.PAUSED)
+    assert "preflight_composition" in held.status_message
+    assert held.step == 0
+
+    monkeypatch.undo()
+    cord.release(actor="", reason="the sign is right again")
+    events = finish(trainer, run)
+    (alarm,) = [event.event for event in events if isinstance(event.event, GuardAlarm)]
+    assert (alarm.guard, alarm.action, alarm.step) == ("preflight_composition", GuardAction.CORD, 0)
+    assert alarm.statistic > alarm.threshold
+    assert len(published(events, stored=False)) == 1
+
+
+def test_weights_of_an_update_that_a_guard_does_not_trust_reach_no_sampler_and_the_last_good_ones_are_stored(
+    world: World, trainer: TrainerClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rollouts = 0
+
+    def flipped_from_the_third(*arguments: Any, **options: Any) -> torch.Tensor:
+        nonlocal rollouts
+        rollouts += 1
+        return (flipped_rewards if rollouts > 2 else compose_rewards)(*arguments, **options)
+
+    monkeypatch.setattr(experience_module, "compose_rewards", flipped_from_the_third)
+    rules = {"composition": {"action": "hold"}, "direction_tokens": {"action": "warn"}}
+    guards = {"preflight": {"enabled": False}, "rules": rules}
+    run = trainer.start_run("ppo", world.config(updates=4, guards=guards))
+    held = wait_for_state(trainer, run, RunState.PAUSED)
+    assert "composition" in held.status_message
+    with PolicyClient(world.policies[0].target) as policy:
+        assert policy.model_info().model.version == 2  # of update 2, the last that was trusted
+        assert world.store.resolve("policy/2").version == policy.model_info().model
+
+    monkeypatch.undo()
+    trainer.resume(run.run_id)  # overruled
+    events = finish(trainer, run)
+    assert [str(model) for model in published(events, stored=False)] == [
+        f"policy/{number}" for number in (1, 2, 3, 4)
+    ]
+    told = [event.event for event in events if isinstance(event.event, GuardAlarm)]
+    assert {alarm.step for alarm in told} == {3}
+    assert "composition" in {alarm.guard for alarm in told}
+
+
+def test_a_run_that_is_shut_down_while_a_guard_holds_it_is_held_again(
+    world: World, trainer: TrainerClient, labeling: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experience_module, "compose_rewards", flipped_rewards)
+    guards = {"preflight": {"enabled": False}, "rules": {"composition": {"action": "hold"}}}
+    run = trainer.start_run("ppo", world.config(updates=1, guards=guards))
+    wait_for_state(trainer, run, RunState.PAUSED)
+    world.stop(world.trainer)
+    client = world.serve_trainer(
+        watch_cord=True, labeling_target=labeling.target, labeling_token=TOKENS["service"]
+    )
+    assert client.get(run.run_id).state is RunState.INTERRUPTED  # not by itself
+    client.resume(run.run_id)
+    held = wait_for_state(client, run, RunState.PAUSED)
+    assert "composition" in held.status_message
+    client.resume(run.run_id)
+    events = finish(client, run)
+    assert len(published(events, stored=False)) == 1
+
+
+def test_a_number_that_is_none_fails_the_run_and_pulls_the_cord(
+    world: World, trainer: TrainerClient, cord: CordClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = ppo_module.evaluate_rollout
+
+    def with_nan(*arguments: Any, **options: Any) -> Any:
+        found = real(*arguments, **options)
+        found.advantages[0, 0] = float("nan")
+        return found
+
+    monkeypatch.setattr(ppo_module, "evaluate_rollout", with_nan)
+    run = trainer.start_run("ppo", world.config(updates=1))
+    events = list(trainer.watch_run(run.run_id, stream_timeout_s=TIMEOUT_S))
+    ended = trainer.get(run.run_id)
+    assert ended.state is RunState.FAILED
+    assert "NOT_FINITE" in ended.status_message
+    assert published(events, stored=False) == []
+    assert [event.event.guard for event in events if isinstance(event.event, GuardAlarm)] == ["numbers"]
+    assert wait_for_cord(cord, pulled=True).actor == "trainer"
+
+
+def test_samplers_roll_back_to_stable_while_the_cord_holds_and_come_back_after_its_release(
+    world: World, trainer: TrainerClient, cord: CordClient
+) -> None:
+    stable = world.publish_policy(seed=5)
+    world.store.set_alias("policy@stable", stable)
+    run = trainer.start_run("ppo", world.config(updates=4, guards={"when_cord_pulled": "stable"}))
+    next(e for e in trainer.watch_run(run.run_id, stream_timeout_s=TIMEOUT_S) if published([e], stored=False))
+    cord.pull(actor="", reason="they became rude")
+    wait_for_state(trainer, run, RunState.PAUSED)
+    with PolicyClient(world.policies[0].target) as policy:
+        _until(lambda: policy.model_info().model == stable)
+        cord.release(actor="", reason="looked at it")
+        finish(trainer, run)
+        assert policy.model_info().model == world.store.resolve("policy@latest").version
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    waiting = threading.Event()
+    for _ in range(600):
+        if holds():
+            return
+        waiting.wait(0.1)
+    pytest.fail("it never came to that")
