@@ -305,10 +305,12 @@ class PpoGuards:
     ) -> None:
         """Examine an update whose weights are not published yet.
 
-        Returns when they may be: nothing holds, or a person overruled what does. Raises as ``obey`` does.
+        Returns when they may be: nothing holds, the cord neither, or a person overruled what does. Raises as
+        ``obey`` does.
         ``keep_last_good`` is called when an alarm holds, before the run stands still.
         """
         if not self._config.enabled or self._slice is None or self._before is None:
+            self._context.obey(state)
             return
         started_s = time.perf_counter()
         probe = self._probe.compare(self._peers.together(self._probe.calls(), state=state))
@@ -330,6 +332,7 @@ class PpoGuards:
         self._memory_before = self._board.state()
         findings = self._board.examine(facts)
         self._tell(findings, update, started_s, state=state, keep_last_good=keep_last_good)
+        self._context.obey(state)  # a cord that was pulled while the guards looked keeps these weights back
         self._memory_before = None
         self._slice = self._before = None
 
