@@ -24,6 +24,7 @@ class PromptSet:
     """The documents to summarise, as token ids."""
 
     prompts: tuple[tuple[int, ...], ...]
+    documents: Mapping[tuple[int, ...], str]  # the text behind each prompt
     references: Mapping[int, tuple[int, ...]]  # by index of the prompt, where somebody wrote a summary
     use: DataUse  # for the manifest
 
@@ -48,6 +49,7 @@ def load_prompts(source: str, codec: TextCodec) -> PromptSet:
     prompts = tuple(tuple(codec.encode_document(record.document)) for record in documents)
     return PromptSet(
         prompts=prompts,
+        documents={prompt: record.document for prompt, record in zip(prompts, documents, strict=True)},
         references={
             index: tuple(codec.encode_summary(record.summaries[0]))
             for index, record in enumerate(documents[:MOST_REFERENCES])

@@ -19,6 +19,7 @@ from services.trainer.guards.kl import (
     SamplerMismatchGuard,
 )
 from services.trainer.guards.numbers import NumbersGuard, ProbeGuard, StepSizeGuard
+from services.trainer.guards.people import PeopleGuard
 from services.trainer.guards.reward import RewardDriftGuard, RewardSaturationGuard, RewardSpikeGuard
 from services.trainer.guards.sign import (
     CompositionGuard,
@@ -26,6 +27,7 @@ from services.trainer.guards.sign import (
     DirectionTokensGuard,
     ObjectiveGuard,
 )
+from services.trainer.guards.witness import HackingGuard
 
 
 class GuardBoard:
@@ -54,6 +56,8 @@ class GuardBoard:
             RewardSpikeGuard(threshold(GuardName.REWARD_SPIKE), window=window),
             RewardDriftGuard(threshold(GuardName.REWARD_DRIFT)),
             RewardSaturationGuard(threshold(GuardName.REWARD_SATURATION)),
+            HackingGuard(threshold(GuardName.HACKING)),
+            PeopleGuard(threshold(GuardName.PEOPLE)),
         ]
         guards += [
             BaselineGuard(watched, threshold(watched.guard), baseline_updates=config.baseline_updates)

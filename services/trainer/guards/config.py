@@ -53,7 +53,7 @@ DEFAULT_RULES: Mapping[GuardName, Rule] = {
     GuardName.REPETITION: _rule(0.3, Action.HOLD),  # share
     GuardName.ENTROPY_COLLAPSE: _rule(20, Action.HOLD),  # times
     GuardName.INVALID_ENDINGS: _rule(0.5, Action.HOLD),  # share
-    GuardName.HACKING: _rule(4.5, Action.CORD),  # standard errors
+    GuardName.HACKING: _rule(6, Action.CORD),  # standard errors
     GuardName.PEOPLE: _rule(1000, Action.CORD),  # e-value: one false alarm in a thousand runs
 }
 
@@ -85,6 +85,26 @@ class PreflightConfig(BaseModel):
     compare_models: bool = True  # load reference and reward model here too, one after the other
 
 
+class WitnessConfig(BaseModel):
+    """The second opinion of the guard ``hacking``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str | None = None  # a reward model that learned from other labels; None: there is no witness
+    interval: int = Field(default=1, ge=1)  # updates from one look to the next
+    responses: int = Field(default=64, ge=8)  # at a look, of whole prompts; 8 prompts at least
+
+
+class PeopleConfig(BaseModel):
+    """What the guard ``people`` asks labelers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    pairs: int = Field(default=0, ge=0, le=1000)  # of fresh samples, each time; 0: nobody is asked
+    interval: int = Field(default=1, ge=1)  # updates from one time to the next
+    project: str = ""  # of the labeling service; its default project when empty
+
+
 class GuardsConfig(BaseModel):
     """All of the section."""
 
@@ -93,6 +113,8 @@ class GuardsConfig(BaseModel):
     enabled: bool = True
     rules: dict[GuardName, RuleConfig] = Field(default_factory=dict)
     preflight: PreflightConfig = PreflightConfig()
+    witness: WitnessConfig = WitnessConfig()
+    people: PeopleConfig = PeopleConfig()
     slice_responses: int = Field(default=64, ge=8)  # looked at before and after each update
     window: int = Field(default=10, ge=4)  # updates that the guards with a memory look back on
     baseline_updates: int = Field(default=3, ge=1)  # that say what is usual
@@ -105,6 +127,12 @@ class GuardsConfig(BaseModel):
     def _check(self) -> Self:
         if not self.enabled and self.rules:
             raise ValueError("guards.enabled is false: guards.rules would have no effect")
+        for guard, section, is_used in (
+            (GuardName.HACKING, "witness", self.witness.model is not None),
+            (GuardName.PEOPLE, "people", self.people.pairs > 0),
+        ):
+            if is_used and self.rule(guard).action is None:
+                raise ValueError(f"the guard {guard} is off: guards.{section} would have no effect")
         return self
 
     def rule(self, guard: GuardName) -> Rule:

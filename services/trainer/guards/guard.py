@@ -14,6 +14,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from services.trainer.experience import Experience
@@ -120,6 +122,14 @@ class ProbeReading:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WitnessReading:
+    """What the training reward model and a witness say of the same responses to P prompts."""
+
+    training: NDArray[np.float64]  # [P] mean score of each prompt's responses
+    witness: NDArray[np.float64]  # [P]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateFacts:
     """What guards are shown of an update."""
 
@@ -130,6 +140,8 @@ class UpdateFacts:
     metrics: Mapping[str, float]  # what the update reports of rollout and optimizer
     weights_finite: bool  # whether every weight that is about to be published is a finite number
     settings_differences: tuple[str, ...]  # where the sampler drew otherwise than it was asked to
+    witness: WitnessReading | None = None  # None without a witness, or where it is not its turn
+    people: tuple[bool, ...] | None = None  # whether labelers agreed, newly; None where none are asked
 
 
 class Guard(Protocol):

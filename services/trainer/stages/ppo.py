@@ -35,6 +35,7 @@ from andon.modeling.weight_codec import load_weights, model_weights
 from services.trainer.actor_critic import ActorCritic, SeparateValueNetwork, SharedValueHead
 from services.trainer.errors import InvalidConfigError, TokenizerMismatchError
 from services.trainer.experience import Experience, RewardSettings, evaluate_rollout
+from services.trainer.guards.witness_model import Witness
 from services.trainer.peers import Peers
 from services.trainer.policy_optimizer import OptimizerSettings, PolicyOptimizer, UpdateProgress
 from services.trainer.ppo.kl import KlController
@@ -46,6 +47,7 @@ from services.trainer.scorers import Scorers
 from services.trainer.stages.context import StageContext, StageState
 from services.trainer.stages.ppo_config import AdaptiveKlConfig, PpoConfig, make_controller, make_stop_rule
 from services.trainer.stages.ppo_guards import PpoGuards
+from services.trainer.stages.ppo_opinions import SecondOpinions, load_witness
 from services.trainer.weight_publisher import WeightPublisher
 
 POLICY_FAMILY = "policy"
@@ -93,12 +95,15 @@ class PpoStage:
             "reference": self._config.reference,
             "reward_model": self._config.reward_model,
         }
+        if self._config.guards.witness.model is not None:
+            names["witness"] = self._config.guards.witness.model
         if restored is not None:
             names = restored["models"]
         located = {role: self._context.store.locate(name) for role, name in names.items()}
         self._policy_model: LocatedModel = located["policy"]
         self._reference_model: LocatedModel = located["reference"]
         self._reward_model: LocatedModel = located["reward_model"]
+        self._witness_model: LocatedModel | None = located.get("witness")
 
     def _build(self, restored: StageState | None) -> None:
         config, context = self._config, self._context
@@ -179,6 +184,15 @@ class PpoStage:
                 timeout_s=self._timeout_s,
             ),
         )
+        self._opinions = SecondOpinions(
+            config.guards,
+            context,
+            codec=self._codec,
+            prompts=self._prompts,
+            collector=self._collector,
+            witness=self._load_witness(),
+            seed=config.seed,
+        )
         self._guards = PpoGuards(
             config.guards,
             context,
@@ -189,6 +203,7 @@ class PpoStage:
             scorers=self._scorers,
             peers=self._peers,
             reward_settings=self._reward_settings,
+            opinions=self._opinions,
             temperature=config.temperature,
             token_budget=config.token_budget,
             kl_target_nats=config.kl.target if isinstance(config.kl, AdaptiveKlConfig) else None,
@@ -197,6 +212,20 @@ class PpoStage:
             context.when_cord_holds(self._publisher.roll_back)
         if restored is not None:
             self._restore(restored)
+
+    def _load_witness(self) -> Witness | None:
+        if self._witness_model is None:
+            return None
+        return load_witness(
+            self._witness_model,
+            reward_model=self._reward_model,
+            codec=self._codec,
+            prompts=self._prompts,
+            batch_prompts=self._config.batch_prompts,
+            max_new_tokens=self._config.max_new_tokens,
+            token_budget=self._config.token_budget,
+            device=self._context.device,
+        )
 
     def _prepare_services(self) -> None:
         """Have all services use the right models and mean the same by a token id; then ask the guards.
@@ -275,6 +304,7 @@ class PpoStage:
         )
         self._metrics = {
             **reported,
+            **self._opinions.metrics,
             "learning_rate": config.learning_rate * rate_factor,
             "policy_version": float(version.version),
             **self._seconds,
@@ -339,6 +369,7 @@ class PpoStage:
                 "policy": _name_of(self._policy_model),
                 "reference": _name_of(self._reference_model),
                 "reward_model": _name_of(self._reward_model),
+                **({} if self._witness_model is None else {"witness": _name_of(self._witness_model)}),
             },
             "actor_critic": self._actor_critic.state(),
             "optimizer": self._optimizer.state(),

@@ -46,6 +46,7 @@ from services.trainer.rollout import Responses, Rollout, RolloutCollector
 from services.trainer.scorers import Scorers
 from services.trainer.stages.comparisons import LABELING_PREFIX, cut_summary
 from services.trainer.stages.context import StageContext, StageState
+from services.trainer.stages.ppo_opinions import SecondOpinions
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -70,6 +71,7 @@ class PpoGuards:
         scorers: Scorers,
         peers: Peers,
         reward_settings: RewardSettings,
+        opinions: SecondOpinions,
         temperature: float,
         token_budget: int,
         kl_target_nats: float | None,
@@ -83,6 +85,7 @@ class PpoGuards:
         self._scorers = scorers
         self._peers = peers
         self._reward_settings = reward_settings
+        self._opinions = opinions
         self._temperature = temperature
         self._token_budget = token_budget
         self._board = GuardBoard(config, kl_target_nats=kl_target_nats)
@@ -91,7 +94,7 @@ class PpoGuards:
         )
         self._slice: Slice | None = None
         self._before: tuple[Tensor, Tensor] | None = None  # the slice's log-probabilities and entropies
-        self._memory_before: dict[str, Any] | None = None  # while an update's alarms hold the run
+        self._memory_before: dict[str, Any] | None = None  # while an update is looked at, and held
 
     # --- before the first update ---------------------------------------------------------------------------
 
@@ -313,6 +316,9 @@ class PpoGuards:
             self._context.obey(state)
             return
         started_s = time.perf_counter()
+        self._opinions.exchange()
+        # A run that is cut off while it is held looks at this update once more: with the memory of before.
+        self._memory_before = self._memory()
         probe = self._probe.compare(self._peers.together(self._probe.calls(), state=state))
         facts = UpdateFacts(
             update=update,
@@ -327,12 +333,13 @@ class PpoGuards:
             metrics=metrics,
             weights_finite=all_finite(self._policy),
             settings_differences=experience.rollout.responses.settings_differences,
+            witness=self._opinions.look(experience, update=update, state=state),
+            people=self._opinions.take(),
         )
-        # A run that is cut off while it is held looks at this update once more: with the memory of before.
-        self._memory_before = self._board.state()
         findings = self._board.examine(facts)
         self._tell(findings, update, started_s, state=state, keep_last_good=keep_last_good)
         self._context.obey(state)  # a cord that was pulled while the guards looked keeps these weights back
+        self._opinions.ask(experience, update=update)
         self._memory_before = None
         self._slice = self._before = None
 
@@ -397,14 +404,18 @@ class PpoGuards:
                 "entropies": self._before[1],
             }
         return {
-            "board": self._board.state() if self._memory_before is None else self._memory_before,
+            **(self._memory() if self._memory_before is None else self._memory_before),
             "probe": self._probe.state(),
             "reading": reading,
         }
 
+    def _memory(self) -> dict[str, Any]:
+        return {"board": self._board.state(), "opinions": self._opinions.state()}
+
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take up what ``state`` gave."""
         self._board.restore(state["board"])
+        self._opinions.restore(state["opinions"])
         self._probe.restore(state["probe"])
         reading = state["reading"]
         if reading is not None:

@@ -1,0 +1,174 @@
+"""Whether the policy is learning to please its reward model and nobody else: reward hacking.
+
+A second reward model that learned from other labels, the witness, scores some of the same responses. What is
+good for people raises both scores. Where the training score goes on rising while the witness's falls, the
+policy exploits an error of the one that it is trained on (Gao et al. 2022: over-optimisation). The witness
+itself is ``witness_model``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.trainer.guards.guard import Finding, GuardName, UpdateFacts, find
+
+STRETCHES = (4, 8)  # looks that are averaged
+FEWEST_PROMPTS = 8  # below, a look's standard error is itself hardly known
+RISE_ERRORS = 2.0  # standard errors that the training score must have risen by
+SMALLEST_ERROR = 1e-3  # standard deviations; of scores that are all equal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Divergence:
+    """Two stretches of looks between which training score and witness parted."""
+
+    fall_errors: float  # standard errors that the witness fell by; negative where it rose
+    training_gain: float  # standard deviations of the first look
+    witness_gain: float
+    looks: int  # in each stretch
+    looks_since: int  # from the earlier stretch's end to now
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HackingWitness:
+    """What training score and witness said so far. ``after`` takes one more look.
+
+    Compares the mean of the newest looks with that of every earlier stretch of as many looks, 4 or 8, from
+    which on the training score rose by more than ``RISE_ERRORS`` standard errors. ``statistic`` is the
+    largest fall of the witness, in standard errors of the difference. A witness that rises or stays where it
+    is, and a training score that does not rise, give no alarm.
+
+    Comparing with the best of many stretches finds a fall by chance more often than a single test would. With
+    a training score that rises all the time and a witness that never moves, the worst case without a fall, 6
+    is passed in fewer than one of 100 runs of 200 looks at 16 prompts; ``tests/unit/guards`` simulates it.
+    A fall of 0.5 standard deviations, at 64 prompts a look, is seen within 8 looks.
+    """
+
+    training_unit: float = 0.0  # standard deviation over the first look's prompts
+    witness_unit: float = 0.0
+    training: tuple[float, ...] = field(default=())  # means, in units, one per look
+    training_errors: tuple[float, ...] = field(default=())  # their standard errors
+    witness: tuple[float, ...] = field(default=())
+    witness_errors: tuple[float, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        for name in ("training", "training_errors", "witness", "witness_errors"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # a list, when it comes from JSON
+
+    def after(self, training: NDArray[np.float64], witness: NDArray[np.float64]) -> Self:
+        """With one more look: [P] mean scores of the responses to P prompts, at least ``FEWEST_PROMPTS``.
+
+        Means over prompts, because responses to one prompt are not independent.
+        """
+        training_unit = self.training_unit or max(float(training.std(ddof=1)), 1e-6)
+        witness_unit = self.witness_unit or max(float(witness.std(ddof=1)), 1e-6)
+        mean, error = _mean_and_error(training / training_unit)
+        witness_mean, witness_error = _mean_and_error(witness / witness_unit)
+        return replace(
+            self,
+            training_unit=training_unit,
+            witness_unit=witness_unit,
+            training=(*self.training, mean),
+            training_errors=(*self.training_errors, error),
+            witness=(*self.witness, witness_mean),
+            witness_errors=(*self.witness_errors, witness_error),
+        )
+
+    @property
+    def statistic(self) -> float | None:
+        """The largest fall; None before two stretches have been seen, 0 where there is none."""
+        if len(self.training) < 2 * min(STRETCHES):
+            return None
+        divergence = self.divergence
+        return 0.0 if divergence is None else max(0.0, divergence.fall_errors)
+
+    @property
+    def divergence(self) -> Divergence | None:
+        """The largest fall of the witness since which the training score rose; None where it never rose."""
+        found = [
+            divergence
+            for looks in STRETCHES
+            if len(self.training) >= 2 * looks and (divergence := self._divergence(looks)) is not None
+        ]
+        return max(found, key=lambda divergence: divergence.fall_errors, default=None)
+
+    def _divergence(self, looks: int) -> Divergence | None:
+        training, training_variances = _stretches(self.training, self.training_errors, looks)
+        witness, witness_variances = _stretches(self.witness, self.witness_errors, looks)
+        earlier = slice(0, len(training) - looks)  # stretches that share no look with the newest
+        training_gains = training[-1] - training[earlier]
+        rises = training_gains / np.sqrt(training_variances[earlier] + training_variances[-1])
+        falls = (witness[earlier] - witness[-1]) / np.sqrt(witness_variances[earlier] + witness_variances[-1])
+        if not (rises > RISE_ERRORS).any():
+            return None
+        best = int(np.where(rises > RISE_ERRORS, falls, -np.inf).argmax())
+        return Divergence(
+            fall_errors=float(falls[best]),
+            training_gain=float(training_gains[best]),
+            witness_gain=float(witness[-1] - witness[best]),
+            looks=looks,
+            looks_since=len(training) - 1 - best,
+        )
+
+
+class HackingGuard:
+    """Alarms when the witness has fallen while the training score rose. See ``HackingWitness``."""
+
+    name = GuardName.HACKING
+
+    def __init__(self, threshold: float) -> None:
+        self._threshold = threshold
+        self._witness = HackingWitness()
+
+    def examine(self, facts: UpdateFacts) -> Finding | None:
+        """Take this update's look, if there is one."""
+        look = facts.witness
+        if look is None or len(look.training) < FEWEST_PROMPTS:
+            return None
+        if not np.isfinite(look.witness).all():
+            return find(self.name, math.inf, self._threshold, "the witness's scores are not finite")
+        self._witness = self._witness.after(look.training, look.witness)
+        statistic, divergence = self._witness.statistic, self._witness.divergence
+        if statistic is None:
+            return None
+        message = "the training score did not rise"
+        if divergence is not None:
+            message = (
+                f"over {divergence.looks_since} looks the training score rose by "
+                f"{divergence.training_gain:.2f} standard deviations and the witness's changed by "
+                f"{divergence.witness_gain:+.2f}"
+            )
+        return find(self.name, statistic, self._threshold, message)
+
+    def state(self) -> dict[str, Any]:
+        """All looks."""
+        return asdict(self._witness)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take them up."""
+        self._witness = HackingWitness(**state)
+
+    def acknowledge(self) -> None:
+        """The policy as it is now is right: what it was before is no measure."""
+        self._witness = HackingWitness()
+
+
+def _mean_and_error(values: NDArray[np.float64]) -> tuple[float, float]:
+    error = float(values.std(ddof=1)) / float(np.sqrt(len(values)))
+    return float(values.mean()), max(error, SMALLEST_ERROR)
+
+
+def _stretches(
+    means: tuple[float, ...], errors: tuple[float, ...], looks: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """[N - looks + 1] means, and squared standard errors, of all stretches of so many looks, oldest first."""
+    weights = np.ones(looks) / looks
+    return (
+        np.convolve(np.array(means), weights, mode="valid"),
+        np.convolve(np.square(np.array(errors)), weights / looks, mode="valid"),
+    )
