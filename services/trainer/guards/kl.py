@@ -117,6 +117,8 @@ class SamplerMismatchGuard:
         behaviour = responses.behaviour_logprobs[reading.rows]
         mask = responses.mask[reading.rows]
         mismatch = float((behaviour - reading.logprobs_before).abs()[mask].double().mean())
+        # Also by the pass that gradients are taken from, which may err where the guards' own does not.
+        mismatch = max(mismatch, facts.metrics.get("sampler_logprob_mean_error", 0.0))
         threshold = max(self._least, TIMES_THE_USUAL * float(np.median(self._usual)) if self._usual else 0.0)
         if not mismatch > threshold:
             self._usual.append(mismatch)
