@@ -1,0 +1,1 @@
+"""Faults planted into the built-in loop, and healthy runs beside them: do the guards see what they must?"""
