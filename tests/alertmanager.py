@@ -69,7 +69,8 @@ class Alertmanager:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        self._client = httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=30)
+        self.address = f"127.0.0.1:{port}"
+        self._client = httpx.Client(base_url=f"http://{self.address}", trust_env=False, timeout=30)
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while True:
             try:

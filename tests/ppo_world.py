@@ -54,6 +54,9 @@ class World:
         self._serve = serve
         self._loop = loop
         self._stack = stack
+        self.objects: dict[
+            type, Any
+        ] = {}  # what serves, the newest of each kind, so that a test can spoil it
         self.codec = word_level_codec(WORDS, max_document_tokens=8)
         self.publish_policy(seed=1)
         self._publish_reward(seed=2)
@@ -137,7 +140,8 @@ class World:
 
     def _serve_one(self, service: type, config: Any) -> RunningServer:
         registry = CollectorRegistry()
-        return self._serve(service(config, registry), config, registry)
+        self.objects[service] = service(config, registry)
+        return self._serve(self.objects[service], config, registry)
 
 
 @pytest.fixture
