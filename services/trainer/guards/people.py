@@ -77,7 +77,7 @@ class PeopleWitness:
     The hypothesis: whatever came before, the next labeler agrees with the reward model with a probability of
     one half or more. Its evidence is an e-process (``BernoulliEProcess``), so it may be looked at after every
     label: above 1000 the alarm is false in at most one of 1,000 runs, however long they are. Labelers who
-    agree in 30 % of the pairs are noticed after about 90 labels, in 20 % after about 45, in none after 12.
+    agree in 30 % of the pairs are noticed after about 90 labels, in 20 % after about 40, in none after 13.
     Only the first answer about a pair may be counted: all answers about a pair of which the reward model
     happens to be wrong go against it together.
     """
