@@ -226,7 +226,8 @@ class RunThread:
         holding = [alarm for alarm in alarms if alarm.action.holds]
         if not holding:
             return
-        self._metrics.versions_withheld.inc()
+        if not all(alarm.finding.guard.is_preflight for alarm in holding):
+            self._metrics.versions_withheld.inc()
         reason = "; ".join(f"guard {alarm.finding.guard.value}: {alarm.finding.message}" for alarm in holding)
         pulls = any(alarm.action is Action.CORD for alarm in holding)
         if not pulls or self._cord_guard is None:

@@ -6,6 +6,7 @@ it. Called from the rollout's threads.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from andon.client.reference import ReferenceClient
@@ -28,15 +29,24 @@ class Scorers:
         reference_model: ModelVersion,
         reward: RewardClient,
         reward_model: ModelVersion,
+        tokenizer_fingerprint: str,
         peers: Peers,
         timeout_s: float,
     ) -> None:
+        """``tokenizer_fingerprint``: of the vocabulary that token ids are written in."""
         self._reference = reference
         self._reference_model = reference_model
         self._reward = reward
         self._reward_model = reward_model
         self._peers = peers
         self._timeout_s = timeout_s
+        self._fingerprint = tokenizer_fingerprint
+        self._differences: set[str] = set()
+
+    @property
+    def settings_differences(self) -> tuple[str, ...]:
+        """Where an answer so far was not given as it was asked for, by the service's own word."""
+        return tuple(sorted(self._differences))
 
     def reference_ready(self) -> ModelInfo:
         """Have the reference service use the right version, and describe it."""
@@ -66,6 +76,11 @@ class Scorers:
             ),
             restore=self._load_reference,
         )
+        if not math.isclose(answer.applied_temperature, temperature, rel_tol=1e-6):
+            self._differences.add(
+                f"the reference divided by temperature {answer.applied_temperature:g}, not {temperature:g}"
+            )
+        self._compare_tokenizer("reference", answer.tokenizer_fingerprint)
         return [list(row) for item in answer.items for row in item]
 
     def scores(self, items: Sequence[Item]) -> list[list[float]]:
@@ -75,7 +90,12 @@ class Scorers:
             lambda: self._reward.score(items, required_model=self._reward_model, timeout_s=self._timeout_s),
             restore=self._load_reward,
         )
+        self._compare_tokenizer("reward model", answer.tokenizer_fingerprint)
         return [[score.score for score in row] for row in answer.items]
+
+    def _compare_tokenizer(self, peer: str, fingerprint: str) -> None:
+        if fingerprint != self._fingerprint:
+            self._differences.add(f"the {peer} read token ids with another tokenizer or prompt template")
 
     def _load_reference(self) -> None:
         self._reference.load_model(loadable_name(self._reference_model), timeout_s=self._timeout_s)

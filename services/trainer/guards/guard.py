@@ -53,6 +53,11 @@ class GuardName(StrEnum):
     HACKING = "hacking"
     PEOPLE = "people"
 
+    @property
+    def is_preflight(self) -> bool:
+        """Whether it looks before an update, so that no weights are withheld when it alarms."""
+        return self.value.startswith("preflight_")
+
 
 class Action(StrEnum):
     """What an alarm leads to, from the mildest."""
@@ -139,7 +144,7 @@ class UpdateFacts:
     probe: ProbeReading
     metrics: Mapping[str, float]  # what the update reports of rollout and optimizer
     weights_finite: bool  # whether every weight that is about to be published is a finite number
-    settings_differences: tuple[str, ...]  # where the sampler drew otherwise than it was asked to
+    settings_differences: tuple[str, ...]  # where a service worked otherwise than it was asked to
     witness: WitnessReading | None = None  # None without a witness, or where it is not its turn
     people: tuple[bool, ...] | None = None  # whether labelers agreed, newly; None where none are asked
 

@@ -164,6 +164,7 @@ class PpoStage:
             reference_model=self._reference_model.version,
             reward=self._reward_client,
             reward_model=self._reward_model.version,
+            tokenizer_fingerprint=self._codec.fingerprint,
             peers=self._peers,
             timeout_s=self._timeout_s,
         )
@@ -411,7 +412,7 @@ class PpoStage:
         if published is None or self._update == 0 or self._is_stored_after(self._update):
             return
         policy = self._actor_critic.policy
-        in_training = {name: weights.clone() for name, weights in model_weights(policy).items()}
+        in_training = {name: tensor.to("cpu", copy=True) for name, tensor in model_weights(policy).items()}
         load_weights(policy, published)
         try:
             self._store_policy()

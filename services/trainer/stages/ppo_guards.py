@@ -120,7 +120,11 @@ class PpoGuards:
         rollout = self._collector.judge(responses, state=state)
         findings: list[Finding | None] = [
             check_settings(
-                [*self._differences(infos), *responses.settings_differences],
+                [
+                    *self._differences(infos),
+                    *responses.settings_differences,
+                    *self._scorers.settings_differences,
+                ],
                 threshold=self._threshold(GuardName.PREFLIGHT_SETTINGS),
             ),
             check_composition(
@@ -332,7 +336,10 @@ class PpoGuards:
             probe=probe,
             metrics=metrics,
             weights_finite=all_finite(self._policy),
-            settings_differences=experience.rollout.responses.settings_differences,
+            settings_differences=(
+                *experience.rollout.responses.settings_differences,
+                *self._scorers.settings_differences,
+            ),
             witness=self._opinions.look(experience, update=update, state=state),
             people=self._opinions.take(),
         )
