@@ -22,7 +22,7 @@ from services.labeling.service import LabelingService
 from services.trainer.guards.config import DEFAULT_RULES
 from services.trainer.guards.guard import GuardName
 from services.trainer.guards.on_policy import MOST_UNSENT, OnPolicyComparisons, Question, Submission
-from services.trainer.guards.people import PeopleWitness
+from services.trainer.guards.statistics.sequential import RestartingEProcess
 from tests.ppo_world import TIMEOUT_S, World, finish, numbers, world
 from tests.servers import Serve
 from tests.tokens import TOKENS
@@ -81,12 +81,14 @@ def submission(update: int, *, questions: int = 3) -> Submission:
 
 
 def exchange(comparisons: OnPolicyComparisons) -> None:
-    """One visit to the labeling service, to its end, and what it brought."""
-    comparisons.exchange()
-    visit = comparisons._talk
-    if visit is not None:
-        visit.result(TIMEOUT_S)
-    comparisons.exchange()
+    """A visit to the labeling service that begins now, to its end, and what it brought."""
+    for _ in range(2):  # an earlier one may still be on its way
+        if comparisons._talk is not None:
+            comparisons._talk.result(TIMEOUT_S)
+        comparisons.exchange()
+    if comparisons._talk is not None:
+        comparisons._talk.result(TIMEOUT_S)
+        comparisons.exchange()
 
 
 def answer_all(client: LabelingClient, choose: Choose, *, labeler: str = "lara") -> int:
@@ -129,10 +131,10 @@ def test_choices_come_back_as_agreement_whatever_the_order_on_the_screen(
     assert {candidate.source for candidate in first.candidates} == {"policy"}
 
 
-def test_labelers_who_disagree_alarm_after_thirteen_labels_and_those_who_agree_never(
+def test_labelers_who_disagree_alarm_after_fourteen_labels_and_those_who_agree_never(
     comparisons: OnPolicyComparisons, client: LabelingClient
 ) -> None:
-    against, along = PeopleWitness(), PeopleWitness()
+    against, along = RestartingEProcess(), RestartingEProcess()
     labels = 0
     for update in range(1, 6):
         comparisons.ask(submission(update))
@@ -142,7 +144,7 @@ def test_labelers_who_disagree_alarm_after_thirteen_labels_and_those_who_agree_n
         for agrees in comparisons.take():
             against, along = against.after(agrees), along.after(not agrees)
             labels += 1
-            assert (against.statistic > THRESHOLD) == (labels >= 13)
+            assert (against.statistic > THRESHOLD) == (labels >= 14)
             assert along.statistic < 1
     assert labels == 15
 
@@ -193,8 +195,9 @@ def test_a_service_that_is_away_costs_labels_and_nothing_else(
     asyncio.run_coroutine_threadsafe(labeling.stop(grace_s=1.0), server_loop).result(TIMEOUT_S)
     for update in range(1, MOST_UNSENT + 3):
         comparisons.ask(submission(update))
-        exchange(comparisons)
-    assert comparisons.metrics["people_failures"] >= 2
+        comparisons.exchange()
+    exchange(comparisons)
+    assert comparisons.metrics["people_failures"] >= 1
     assert comparisons.metrics["people_waiting"] == 3 * MOST_UNSENT  # the oldest were given up
     registry = CollectorRegistry()
     config = labeling_config.model_copy(update={"port": port})
@@ -305,8 +308,8 @@ def test_labelers_who_contradict_the_reward_model_stop_a_real_run(
         ended.set()
         labeler.join(TIMEOUT_S)
     assert alarm.statistic > alarm.threshold
-    # At the thirteenth answer, or at the last of those that came in together with it.
-    assert re.search(r"on 0 of 1[3-9] pairs", alarm.message)
+    # At the fourteenth answer, or at the last of those that came in together with it.
+    assert re.search(r"on 0 of (1[4-9]|2\d) pairs", alarm.message)
     trainer.stop(run.run_id, reason="people are right")
 
 

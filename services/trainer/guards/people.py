@@ -7,13 +7,14 @@ often than a coin would, the policy is being led away from what people want. ``o
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Self
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from services.trainer.guards.guard import Finding, GuardName, UpdateFacts, find
-from services.trainer.guards.statistics.sequential import BernoulliEProcess
+from services.trainer.guards.statistics.sequential import RestartingEProcess
 
 CHANCE = 0.5
 
@@ -70,73 +71,51 @@ def _can_be_told_apart(one: ScoredResponse, other: ScoredResponse) -> bool:
     return one.text.strip() != other.text.strip() and one.score != other.score
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PeopleWitness:
-    """How far people's choices speak against the reward model. ``after`` takes one more.
+class PeopleGuard:
+    """Alarms when people's choices speak strongly enough against the reward model.
 
     The hypothesis: whatever came before, the next labeler agrees with the reward model with a probability of
-    one half or more. Its evidence is an e-process (``BernoulliEProcess``), so it may be looked at after every
-    label: above 1000 the alarm is false in at most one of 1,000 runs, however long they are. Labelers who
-    agree in 30 % of the pairs are noticed after about 90 labels, in 20 % after about 40, in none after 13.
+    one half or more. The statistic is the e-value against it (``RestartingEProcess``), so it may be looked at
+    after every label, and a good beginning does not hide what comes later: above 1000 the alarm is false in
+    at most one of 1,000 runs, however long they are. Labelers who agree in 30 % of the pairs are noticed
+    after about 100 labels, in 20 % after about 40, in none after 14; after 200 labels of 70 % agreement it
+    takes 30, 15 and 7 labels more.
+
     Only the first answer about a pair may be counted: all answers about a pair of which the reward model
-    happens to be wrong go against it together.
+    happens to be wrong go against it together. A tie is no answer.
     """
-
-    agreed: int = 0
-    disagreed: int = 0
-
-    @property
-    def evidence(self) -> BernoulliEProcess:
-        """Of all choices so far."""
-        return BernoulliEProcess(p0=CHANCE, successes=self.agreed, failures=self.disagreed)
-
-    @property
-    def statistic(self) -> float:
-        """The e-value."""
-        return self.evidence.statistic
-
-    def after(self, agrees: bool) -> Self:
-        """With one more choice of a labeler between the two responses of a pair. A tie is none."""
-        if agrees:
-            return replace(self, agreed=self.agreed + 1)
-        return replace(self, disagreed=self.disagreed + 1)
-
-
-class PeopleGuard:
-    """Alarms when people's choices speak strongly enough against the reward model."""
 
     name = GuardName.PEOPLE
 
     def __init__(self, threshold: float) -> None:
         self._threshold = threshold
-        self._witness = PeopleWitness()
+        self._evidence = RestartingEProcess(p0=CHANCE)
 
     def examine(self, facts: UpdateFacts) -> Finding | None:
         """Count the answers that came in since the update before; the strongest moment among them counts."""
         if facts.people is None:
             return None
-        strongest: PeopleWitness | None = None
+        shown, largest = self._evidence, -math.inf
         for agrees in facts.people:
-            self._witness = self._witness.after(agrees)
-            if strongest is None or self._witness.statistic > strongest.statistic:
-                strongest = self._witness
-        shown = self._witness if strongest is None else strongest
+            self._evidence = self._evidence.after(agrees)
+            if self._evidence.statistic > largest:
+                shown, largest = self._evidence, self._evidence.statistic
         return find(
             self.name,
             shown.statistic,
             self._threshold,
-            f"labelers agreed with the reward model on {shown.agreed} of {shown.agreed + shown.disagreed} "
-            f"pairs of fresh samples",
+            f"labelers agreed with the reward model on {shown.successes} of "
+            f"{shown.successes + shown.failures} pairs of fresh samples",
         )
 
     def state(self) -> dict[str, Any]:
         """The counts."""
-        return asdict(self._witness)
+        return asdict(self._evidence)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take them up."""
-        self._witness = PeopleWitness(**state)
+        self._evidence = RestartingEProcess(**state)
 
     def acknowledge(self) -> None:
         """Begin to count anew."""
-        self._witness = PeopleWitness()
+        self._evidence = RestartingEProcess(p0=CHANCE)

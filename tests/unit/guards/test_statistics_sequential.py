@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from services.trainer.guards.statistics.sequential import BernoulliEProcess, Sprt
+from services.trainer.guards.statistics.sequential import BernoulliEProcess, RestartingEProcess, Sprt
 
 
 def test_sprt_gives_the_golden_decisions(shared_dir: Path) -> None:
@@ -83,12 +83,15 @@ def test_at_p0_the_next_label_is_a_fair_bet_and_above_it_a_losing_one(
     assert expected(p0 + 0.1) < test.statistic
 
 
-def test_looked_at_after_every_label_it_alarms_in_at_most_alpha_of_the_runs() -> None:
+@pytest.mark.parametrize("fresh", [BernoulliEProcess(), RestartingEProcess()])
+def test_looked_at_after_every_label_it_alarms_in_at_most_alpha_of_the_runs(
+    fresh: BernoulliEProcess | RestartingEProcess,
+) -> None:
     chance = np.random.default_rng(6)
-    runs, labels = 2000, 150
+    runs, labels = (2000, 150) if isinstance(fresh, BernoulliEProcess) else (1000, 100)
     largest = np.zeros(runs)
     for run in range(runs):
-        test = BernoulliEProcess()
+        test = fresh
         for agreed in chance.random(labels) < 0.5:
             test = test.after(bool(agreed))
             largest[run] = max(largest[run], test.statistic)
@@ -110,17 +113,50 @@ def test_a_p_value_looked_at_as_often_would_not_have_kept_its_level() -> None:
     assert crossed / 300 > 0.15
 
 
-@pytest.mark.parametrize(("share", "median_labels"), [(0.1, 30), (0.3, 110)])
-def test_labelers_who_disagree_are_noticed_soon(share: float, median_labels: int) -> None:
+def labels_needed(
+    fresh: BernoulliEProcess | RestartingEProcess, *, share: float, before: int = 0
+) -> list[int]:
+    """How many labels it takes to reach 1000, after so many labels of 70 % agreement."""
     chance = np.random.default_rng(7)
     needed = []
-    for _ in range(100):
-        test, count = BernoulliEProcess(), 0
+    for _ in range(60):
+        test, count = fresh, 0
+        for agreed in chance.random(before) < 0.7:
+            test = test.after(bool(agreed))
         while test.statistic < 1000 and count < 1000:
             test, count = test.after(bool(chance.random() < share)), count + 1
         needed.append(count)
-    assert np.median(needed) <= median_labels
-    assert max(needed) < 1000
+    return needed
+
+
+@pytest.mark.parametrize(("share", "median_labels"), [(0.1, 30), (0.3, 110)])
+def test_labelers_who_disagree_are_noticed_soon(share: float, median_labels: int) -> None:
+    for fresh in (BernoulliEProcess(), RestartingEProcess()):
+        needed = labels_needed(fresh, share=share)
+        assert np.median(needed) <= median_labels
+        assert max(needed) < 1000
+
+
+def test_a_long_time_in_which_all_was_well_does_not_hide_a_change() -> None:
+    restarting = np.median(labels_needed(RestartingEProcess(), share=0.3, before=200))
+    from_the_first_label_on = np.median(labels_needed(BernoulliEProcess(), share=0.3, before=200))
+    assert restarting <= 150
+    assert restarting < from_the_first_label_on / 2
+
+
+def test_the_evidence_of_all_beginnings_is_weighed_with_weights_that_make_one() -> None:
+    test = RestartingEProcess(interval=2)
+    for agreed in (True, False, False, False, False):
+        test = test.after(agreed)
+    # Since the first label, since the third, since the fifth; the rest of the weight stands for later ones.
+    expected = exact_e_value(1, 4) / 2 + exact_e_value(0, 3) / 6 + exact_e_value(0, 1) / 12 + Fraction(1, 4)
+    assert test.statistic == pytest.approx(float(expected), rel=1e-9)
+    assert RestartingEProcess().statistic == 1.0
+    # A beginning moves no evidence by itself, so a fair next label leaves the expectation where it is.
+    for steps in range(1, 6):
+        test = test.after(steps % 3 == 0)
+        fair = (test.after(True).statistic + test.after(False).statistic) / 2
+        assert fair == pytest.approx(test.statistic, rel=1e-9)
 
 
 def test_far_from_the_hypothesis_it_stays_a_number() -> None:
@@ -134,12 +170,16 @@ def test_tests_go_on_from_a_checkpoint() -> None:
     e_process = BernoulliEProcess().after(True).after(False)
     sprt = Sprt(p0=0.5, p1=0.65).after(True)
     assert BernoulliEProcess(**json.loads(json.dumps(asdict(e_process)))) == e_process
+    restarting = RestartingEProcess(interval=1).after(True).after(False)
+    assert RestartingEProcess(**json.loads(json.dumps(asdict(restarting)))) == restarting
     assert Sprt(**json.loads(json.dumps(asdict(sprt)))) == sprt
 
 
 def test_shares_without_a_meaning_are_refused() -> None:
     with pytest.raises(ValueError, match="p0"):
         BernoulliEProcess(p0=1.0)
+    with pytest.raises(ValueError, match="interval"):
+        RestartingEProcess(interval=0)
     with pytest.raises(ValueError, match="different"):
         Sprt(p0=0.5, p1=0.5)
     with pytest.raises(ValueError, match="below 1"):

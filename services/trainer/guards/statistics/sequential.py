@@ -1,6 +1,6 @@
 """Tests that may be looked at after every observation.
 
-A p value that is looked at again and again passes any limit in the end by chance. The two tests here keep
+A p value that is looked at again and again passes any limit in the end by chance. The tests here keep
 their error rates however often one looks and whenever one stops. Each is a value: ``after`` takes the next
 observation and gives the test that has seen it, ``dataclasses.asdict`` gives what a checkpoint needs.
 """
@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from scipy import special
 
 
@@ -92,27 +94,76 @@ class BernoulliEProcess:
             raise ValueError(f"p0 must be within 0..1, is {self.p0}")
 
     @property
-    def log_e_value(self) -> float:
-        """ln e; minus infinity where e is too small for a number."""
-        a, b = self.successes + 1.0, self.failures + 1.0
-        share_of_beta = float(special.betainc(a, b, self.p0))
-        if share_of_beta == 0.0:
-            return -math.inf
-        return (
-            float(special.betaln(a, b))
-            + math.log(share_of_beta)
-            - a * math.log(self.p0)
-            - self.failures * math.log1p(-self.p0)
-        )
-
-    @property
     def statistic(self) -> float:
         """The e-value: 1 without evidence, above 1 against ``p0``; infinite where too large for a number."""
-        log_e_value = self.log_e_value
-        return math.exp(log_e_value) if log_e_value < 700 else math.inf
+        return float(_e_values(np.array([self.successes]), np.array([self.failures]), self.p0)[0])
 
     def after(self, success: bool) -> Self:
         """The evidence with one more observation."""
         if success:
             return replace(self, successes=self.successes + 1)
         return replace(self, failures=self.failures + 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestartingEProcess:
+    """The evidence that successes have *become* rarer than ``p0``, as an e-value.
+
+    A long time in which all was well would outweigh what comes after it. So the evidence is weighed from many
+    beginnings: the first observation, and every ``interval``-th after it. e is the sum of the e-values of
+    ``BernoulliEProcess`` since each beginning, times 1/2, 1/6, 1/12, ...: 1/((k+1)(k+2)) for the k-th, and a
+    beginning still to come counts 1. A weighted mean of supermartingales that begin at 1 is one too, so the
+    bound of Ville's inequality holds for the whole run, changes or not. A change after n observations takes
+    evidence that is stronger by about (n / interval)^2; that of the first beginning is halved. (Shin, Ramdas
+    and Rinaldo 2024, "E-detectors", weigh all beginnings alike and bound the time between false alarms.)
+    """
+
+    p0: float = 0.5
+    interval: int = 20
+    successes: int = 0
+    failures: int = 0
+    successes_before: tuple[int, ...] = (0,)  # by beginning
+    failures_before: tuple[int, ...] = (0,)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.p0 < 1 or self.interval < 1:
+            raise ValueError(f"p0 must be within 0..1 and interval positive: {self.p0}, {self.interval}")
+        for name in ("successes_before", "failures_before"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # a list, when it comes from JSON
+
+    @property
+    def statistic(self) -> float:
+        """The e-value: 1 without evidence, above 1 against ``p0``; infinite where too large for a number."""
+        number = np.arange(len(self.successes_before))
+        since = _e_values(
+            self.successes - np.array(self.successes_before),
+            self.failures - np.array(self.failures_before),
+            self.p0,
+        )
+        still_to_come = 1 / (len(number) + 1)
+        return float((since / ((number + 1) * (number + 2))).sum()) + still_to_come
+
+    def after(self, success: bool) -> Self:
+        """The evidence with one more observation."""
+        seen = replace(
+            self,
+            successes=self.successes + (1 if success else 0),
+            failures=self.failures + (0 if success else 1),
+        )
+        if (seen.successes + seen.failures) % self.interval != 0:
+            return seen
+        return replace(
+            seen,
+            successes_before=(*self.successes_before, seen.successes),
+            failures_before=(*self.failures_before, seen.failures),
+        )
+
+
+def _e_values(successes: NDArray[np.int64], failures: NDArray[np.int64], p0: float) -> NDArray[np.float64]:
+    """The integral of ``BernoulliEProcess``, by the incomplete beta function; 0 where it underflows."""
+    a, b = successes + 1.0, failures + 1.0
+    with np.errstate(divide="ignore", over="ignore"):
+        log_share = np.log(special.betainc(a, b, p0))
+        logs = special.betaln(a, b) + log_share - a * math.log(p0) - failures * math.log1p(-p0)
+        values: NDArray[np.float64] = np.exp(logs)
+    return values
