@@ -55,6 +55,8 @@ class UpdateProgress:
     entropy_tokens: int = 0
     sampler_logprob_max_error: float = 0.0  # |log pi_trainer - log pi_sampler| before the first step
     sampler_logprob_mean_error: float = 0.0
+    ratio_min: float = 1.0  # of a token's probability now over the one it was sampled with, over all steps
+    ratio_max: float = 1.0
     gradient_noise_scale: float | None = None  # episodes, averaged over updates; None while it has no sense
 
     def to_state(self) -> dict[str, Any]:
@@ -71,6 +73,8 @@ class UpdateProgress:
             "entropy_nats": self.entropy_nats_sum / max(self.entropy_tokens, 1),
             "sampler_logprob_max_error": self.sampler_logprob_max_error,
             "sampler_logprob_mean_error": self.sampler_logprob_mean_error,
+            "ratio_min": self.ratio_min,
+            "ratio_max": self.ratio_max,
             "optimizer_steps": float(len(self.step_metrics)),
         }
 
@@ -171,7 +175,8 @@ class PolicyOptimizer:
                 if statistics.entropies is not None:
                     progress.entropy_nats_sum += float(statistics.entropies.detach().sum())
                     progress.entropy_tokens += len(statistics.entropies)
-                for name, value in self._backward(part, statistics, values, num_tokens).items():
+                losses = self._backward(part, statistics, values, num_tokens, progress)
+                for name, value in losses.items():
                     sums[name] = sums.get(name, 0.0) + value
             if half is halves[0] and len(halves) == 2:
                 share = slices.count_tokens(half) / num_tokens
@@ -210,7 +215,12 @@ class PolicyOptimizer:
         return None
 
     def _backward(
-        self, part: ExperienceSlice, statistics: ResponseStatistics, values: Tensor, num_tokens: int
+        self,
+        part: ExperienceSlice,
+        statistics: ResponseStatistics,
+        values: Tensor,
+        num_tokens: int,
+        progress: UpdateProgress,
     ) -> Mapping[str, float]:
         settings = self._settings
         mask = torch.ones_like(values, dtype=torch.bool)[
@@ -242,9 +252,14 @@ class PolicyOptimizer:
                 policy.clip_fraction,
                 value.clip_fraction,
                 policy.approx_kl,
+                policy.ratio_min,
+                policy.ratio_max,
             ]
         )
-        return dict(zip(names, shares.tolist(), strict=True))
+        *means, smallest, largest = shares.tolist()
+        progress.ratio_min = min(progress.ratio_min, smallest)
+        progress.ratio_max = max(progress.ratio_max, largest)
+        return dict(zip(names, means, strict=True))
 
     def _apply_gradients(self, update: int) -> dict[str, float]:
         limit = self._settings.max_grad_norm

@@ -178,6 +178,32 @@ def test_learning_raises_what_was_better_than_expected(policy: PreTrainedModel) 
     assert float((gained * experience.advantages)[mask].mean()) > 0
 
 
+def test_the_ratios_extremes_are_those_of_all_steps(policy: PreTrainedModel) -> None:
+    """Measured apart: one step per update, and the ratios under the weights that each step began with."""
+    experience = experience_of(policy)
+    responses = experience.rollout.responses
+    actor_critic = actor_critic_of(policy)
+    ratios = []
+    optimizer = PolicyOptimizer(actor_critic, settings(epochs=4, learning_rate=1e-2))
+
+    def measure() -> None:
+        with torch.no_grad():
+            flat = response_statistics(
+                actor_critic.policy, pack(responses.groups), temperature=TEMPERATURE
+            ).logprobs
+        behaviour = responses.behaviour_logprobs[responses.mask]
+        ratios.append((flat - behaviour).exp())
+
+    measure()
+    progress = UpdateProgress()
+    optimizer.update(experience, update=1, learning_rate_factor=1.0, progress=progress, between_steps=measure)
+    seen = torch.cat(ratios[:-1])  # nothing is taken from the last step's weights
+    assert progress.metrics()["ratio_max"] == pytest.approx(float(seen.max()), rel=1e-4)
+    assert progress.metrics()["ratio_min"] == pytest.approx(float(seen.min()), rel=1e-4)
+    assert progress.ratio_min < 0.9
+    assert progress.ratio_max > 1.1
+
+
 def test_an_update_can_be_left_and_taken_up_between_any_two_steps(policy: PreTrainedModel) -> None:
     experience = experience_of(policy)
     chosen = settings(epochs=2, minibatches=3)
