@@ -11,14 +11,17 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from services.trainer.experience import Experience
 from services.trainer.guards.guard import Finding, GuardName, find
-from services.trainer.guards.statistics.hypothesis import share_above_chance_p
+from services.trainer.guards.statistics.hypothesis import mean_below_p, share_above_chance_p
 from services.trainer.rollout import Rollout
 
+FEWEST_REFERENCES = 8
 NUDGE = 0.125  # a power of two: adding it to a float32 rounds little
 
 Evaluate = Callable[[Rollout], Experience]  # the production path from a rollout to rewards and advantages
@@ -101,27 +104,43 @@ def check_composition(rollout: Rollout, evaluate: Evaluate, *, beta: float, thre
     )
 
 
-def check_ranking(guard: GuardName, rankings: Mapping[str, Ranking], *, threshold: float) -> Finding | None:
-    """What must be better gets the higher composed reward more often than by chance.
+def check_labels(ranking: Ranking, *, threshold: float) -> Finding | None:
+    """What people preferred gets the higher composed reward more often than by chance.
 
-    Statistic: the largest p value of the one-sided binomial tests; the threshold is the level at which chance
-    is ruled out. A reward model without any knowledge alarms with 1 - threshold, a good one with the test's
-    missing power. None where there was nothing to rank.
+    Statistic: the p value of the one-sided binomial test; the threshold is the level at which chance is ruled
+    out. A reward model without any knowledge alarms with 1 - threshold, a good one with the test's missing
+    power. None where there was nothing to rank.
     """
-    tested = {
-        what: share_above_chance_p(ranking.right, ranking.total)
-        for what, ranking in rankings.items()
-        if ranking.total > 0
-    }
-    if not tested:
+    if ranking.total == 0:
         return None
-    worst = max(tested, key=lambda what: tested[what])
-    ranking = rankings[worst]
+    p_value = share_above_chance_p(ranking.right, ranking.total)
     return find(
-        guard,
-        tested[worst],
+        GuardName.PREFLIGHT_LABELS,
+        p_value,
         threshold,
-        f"{worst} in {ranking.right} of {ranking.total} cases (p = {tested[worst]:.2g} of chance)",
+        f"people's choice got the higher reward in {ranking.right} of {ranking.total} comparisons "
+        f"(p = {p_value:.2g} of chance)",
+    )
+
+
+def check_references(beaten: Mapping[str, NDArray[np.bool_]], *, threshold: float) -> Finding | None:
+    """References get a higher composed reward than spoiled texts more often than by chance.
+
+    ``beaten``: by kind of spoiled text, [documents] whether the reference beat it. A reward model may be
+    blind to one kind and still be sound, so the share of kinds that each reference beat is tested, over
+    documents.
+    Statistic: the p value of the one-sided t test. None for fewer than eight documents.
+    """
+    shares = np.mean([list(wins) for wins in beaten.values()], axis=0)
+    if len(shares) < FEWEST_REFERENCES:
+        return None
+    p_value = mean_below_p(-shares, bound=-0.5)
+    told = ", ".join(f"{what} in {wins.mean():.0%}" for what, wins in beaten.items())
+    return find(
+        GuardName.PREFLIGHT_REFERENCES,
+        p_value,
+        threshold,
+        f"references beat {told} of {len(shares)} documents (p = {p_value:.2g} of chance)",
     )
 
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 import structlog
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -35,8 +38,9 @@ from services.trainer.guards.guard import Alarm, Finding, GuardName, SliceReadin
 from services.trainer.guards.preflight import (
     Ranking,
     check_composition,
+    check_labels,
     check_models,
-    check_ranking,
+    check_references,
     check_settings,
 )
 from services.trainer.guards.readings import FrozenProbe, Slice, all_finite, read_policy
@@ -49,6 +53,13 @@ from services.trainer.stages.context import StageContext, StageState
 from services.trainer.stages.ppo_opinions import SecondOpinions
 
 _log = structlog.stdlib.get_logger(__name__)
+
+Pair: TypeAlias = tuple[
+    Sequence[int], tuple[Sequence[int], Sequence[int]]
+]  # a prompt, the better and the worse
+
+SPOILED = ("another document's reference", "their own words in another order", "their own first half")
+SHORTEST_REFERENCE = 6  # tokens; of fewer no half is left
 
 # Errors of the trainer and the other services that say that something is no number.
 NOT_FINITE_REASONS = frozenset(
@@ -155,22 +166,22 @@ class PpoGuards:
         return differences
 
     def _check_labels(self, beta: float, state: Callable[[], StageState]) -> Finding | None:
-        guard = GuardName.PREFLIGHT_LABELS
         source = self._config.preflight.comparisons
         if source is None:
             _log.warning("preflight_without_labels", hint="guards.preflight.comparisons names none")
             return None
-        pairs = []
+        pairs: list[Pair] = []
         for record in self._comparisons(source):
             better, worse = record.untied_pairs()[0]
             texts = record.candidates[better].text, record.candidates[worse].text
             prompt = self._codec.encode_document(record.document)
             first, second = (self._codec.encode_summary(text) for text in texts)
             pairs.append((prompt, (first, second)))
-        ranking = self._rank(pairs, beta, state)
-        return check_ranking(
-            guard, {"people's choice got the higher reward": ranking}, threshold=self._threshold(guard)
-        )
+        if not pairs:
+            return None
+        right = self._first_is_better(pairs, beta, state)
+        ranking = Ranking(right=int(right.sum()), total=len(right))
+        return check_labels(ranking, threshold=self._threshold(GuardName.PREFLIGHT_LABELS))
 
     def _comparisons(self, source: str) -> list[ComparisonRecord]:
         """One decision per document, chosen by its text alone, at most as many as configured."""
@@ -193,33 +204,28 @@ class PpoGuards:
         return chosen[: self._config.preflight.max_comparisons]
 
     def _check_references(self, beta: float, state: Callable[[], StageState]) -> Finding | None:
-        guard = GuardName.PREFLIGHT_REFERENCES
         known = sorted(self._prompts.references.items())[: self._config.preflight.references]
-        if len(known) < 2:
-            return None
-        mismatched, truncated = [], []
+        pairs: dict[str, list[Pair]] = {kind: [] for kind in SPOILED}
         for number, (index, reference) in enumerate(known):
-            prompt = self._prompts.prompts[index]
             other = known[(number + 1) % len(known)][1]
-            if other != reference:
-                mismatched.append((prompt, (reference, other)))
-            if len(reference) >= 4:
-                truncated.append((prompt, (reference, cut_summary(reference, len(reference) // 2))))
-        rankings = {
-            "the reference beat the reference of another document": self._rank(mismatched, beta, state),
-            "the reference beat its own first half": self._rank(truncated, beta, state),
-        }
-        return check_ranking(guard, rankings, threshold=self._threshold(guard))
+            if len(reference) < SHORTEST_REFERENCE or other == reference:
+                continue
+            words = list(reference[:-1])
+            random.Random(number).shuffle(words)
+            spoiled = other, (*words, reference[-1]), cut_summary(reference, len(reference) // 2)
+            for kind, text in zip(SPOILED, spoiled, strict=True):
+                pairs[kind].append((self._prompts.prompts[index], (reference, text)))
+        if not pairs[SPOILED[0]]:
+            return None
+        return check_references(
+            {kind: self._first_is_better(of_kind, beta, state) for kind, of_kind in pairs.items()},
+            threshold=self._threshold(GuardName.PREFLIGHT_REFERENCES),
+        )
 
-    def _rank(
-        self,
-        pairs: Sequence[tuple[Sequence[int], tuple[Sequence[int], Sequence[int]]]],
-        beta: float,
-        state: Callable[[], StageState],
-    ) -> Ranking:
-        """How often the first of each pair got the higher composed reward. No KL: both are as likely here."""
-        if not pairs:
-            return Ranking(right=0, total=0)
+    def _first_is_better(
+        self, pairs: Sequence[Pair], beta: float, state: Callable[[], StageState]
+    ) -> NDArray[np.bool_]:
+        """[pairs]: whether the first of each got the higher composed reward, without any KL."""
         groups = [PromptGroup(prompt=prompt, responses=responses) for prompt, responses in pairs]
         (rows,) = self._peers.together([lambda: self._scorers.scores(pairs)], state=state)
         lengths = torch.tensor([len(response) for group in groups for response in group.responses])
@@ -236,7 +242,8 @@ class PpoGuards:
             scores=torch.tensor([score for row in rows for score in row]),
         )
         totals = self._evaluate(rollout, beta).rewards.sum(dim=1).view(-1, 2)
-        return Ranking(right=int((totals[:, 0] > totals[:, 1]).sum()), total=len(pairs))
+        better: NDArray[np.bool_] = (totals[:, 0] > totals[:, 1]).numpy()
+        return better
 
     def _evaluate(self, rollout: Rollout, beta: float) -> Experience:
         silent = torch.zeros_like(rollout.reference_logprobs)
