@@ -1,4 +1,4 @@
-"""What tests need of the monitoring component: its rules and dashboards as values, and Prometheus's programs."""
+"""What tests need of the monitoring component: rules and dashboards as values, and Prometheus's programs."""
 
 from __future__ import annotations
 
@@ -73,3 +73,14 @@ VARIABLE = re.compile(r"\$(?:\{(\w+)[^}]*\}|(\w+))")
 def fill_in(expression: str, values: Mapping[str, str]) -> str:
     """A panel's expression with its variables replaced; KeyError for one that has no value."""
     return VARIABLE.sub(lambda match: values[match[1] or match[2]], expression)
+
+
+# Values with which a panel's expression is valid and takes all there is.
+PLACEHOLDERS = {
+    "namespace": ".*",
+    "job": ".*",
+    "guard": ".*",
+    "stable": ".*",
+    "canary": ".*",
+    "__rate_interval": "1m",
+}

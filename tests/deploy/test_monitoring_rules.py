@@ -74,7 +74,7 @@ def test_every_alert_has_a_case_that_fires_and_one_that_stays_silent() -> None:
                         )
                     )
         lacking += [
-            f"{rule['alert']} {_static_labels(rule)} lacks a case where it {'fires' if fires else 'is silent'}"
+            f"{rule['alert']} {_static_labels(rule)} never {'fires' if fires else 'stays silent'}"
             for fires in {True, False} - outcomes
         ]
     assert lacking == []
