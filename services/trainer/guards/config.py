@@ -30,7 +30,7 @@ def _rule(threshold: float, action: Action) -> Rule:
 # Defects of the machinery pull the cord; a policy that turns into something odd holds its own run or warns.
 DEFAULT_RULES: Mapping[GuardName, Rule] = {
     GuardName.PREFLIGHT_SETTINGS: _rule(0, Action.CORD),  # differences
-    GuardName.PREFLIGHT_MODELS: _rule(0.05, Action.CORD),  # nats per token, standard deviations of a score
+    GuardName.PREFLIGHT_MODELS: _rule(1, Action.CORD),  # times what the number format explains
     GuardName.PREFLIGHT_COMPOSITION: _rule(0.01, Action.CORD),  # relative error
     GuardName.PREFLIGHT_LABELS: _rule(0.01, Action.CORD),  # p value of chance
     GuardName.PREFLIGHT_REFERENCES: _rule(0.01, Action.CORD),  # p value of chance

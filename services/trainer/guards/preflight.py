@@ -22,6 +22,8 @@ from services.trainer.guards.statistics.hypothesis import mean_below_p, share_ab
 from services.trainer.rollout import Rollout
 
 FEWEST_REFERENCES = 8
+# Mean differences to float32 that a number format explains, with room: nats per token, deviations of a score.
+TOLERANCE = {"float32": 0.002, "float16": 0.02, "bfloat16": 0.05}
 NUDGE = 0.125  # a power of two: adding it to a float32 rounds little
 
 Evaluate = Callable[[Rollout], Experience]  # the production path from a rollout to rewards and advantages
@@ -41,17 +43,20 @@ def check_settings(differences: Sequence[str], *, threshold: float) -> Finding:
     return find(GuardName.PREFLIGHT_SETTINGS, float(len(differences)), threshold, message)
 
 
-def check_models(errors: Mapping[str, float], *, threshold: float) -> Finding:
-    """The services answer as the models in the store do, loaded a second time by the trainer.
+def check_models(errors: Mapping[str, float], *, dtypes: Mapping[str, str], threshold: float) -> Finding:
+    """The services answer as the models in the store do, loaded a second time by the trainer in float32.
 
     ``errors``: by service, the mean absolute difference: nats per token, or standard deviations of a score.
+    Statistic: the largest one in units of what the service's number format explains.
     """
-    worst = max(errors, key=lambda service: errors[service])
+    sizes = {service: error / TOLERANCE[dtypes[service]] for service, error in errors.items()}
+    worst = max(sizes, key=lambda service: sizes[service])
     return find(
         GuardName.PREFLIGHT_MODELS,
-        errors[worst],
+        sizes[worst],
         threshold,
-        f"the {worst} service differs from the stored model by {errors[worst]:.3g} on average",
+        f"the {worst} service differs from the stored model by {errors[worst]:.3g} on average, "
+        f"{dtypes[worst]} explains {TOLERANCE[dtypes[worst]]:g}",
     )
 
 

@@ -9,6 +9,7 @@ itself is ``witness_model``.
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
@@ -17,7 +18,9 @@ from numpy.typing import NDArray
 
 from services.trainer.guards.guard import Finding, GuardName, UpdateFacts, find
 
-STRETCHES = (4, 8)  # looks that are averaged
+# Looks that are averaged, and until how many looks: the first ones are compared one by one, so that a run that
+# goes wrong from its beginning is held at once; later short stretches would only add false alarms.
+STRETCHES = {1: 7, 2: 15, 4: sys.maxsize, 8: sys.maxsize}
 FEWEST_PROMPTS = 8  # below, a look's standard error is itself hardly known
 RISE_ERRORS = 2.0  # standard errors that the training score must have risen by
 SMALLEST_ERROR = 1e-3  # standard deviations; of scores that are all equal
@@ -38,8 +41,8 @@ class Divergence:
 class HackingWitness:
     """What training score and witness said so far. ``after`` takes one more look.
 
-    Compares the mean of the newest looks with that of every earlier stretch of as many looks, 4 or 8, from
-    which on the training score rose by more than ``RISE_ERRORS`` standard errors. ``statistic`` is the
+    Compares the mean of the newest looks with that of every earlier stretch of as many looks, 4 or 8 (1 or 2
+    in the beginning), from which on the training score rose by more than ``RISE_ERRORS`` standard errors. ``statistic`` is the
     largest fall of the witness, in standard errors of the difference. A witness that rises or stays where it
     is, and a training score that does not rise, give no alarm.
 
@@ -81,8 +84,8 @@ class HackingWitness:
 
     @property
     def statistic(self) -> float | None:
-        """The largest fall; None before two stretches have been seen, 0 where there is none."""
-        if len(self.training) < 2 * min(STRETCHES):
+        """The largest fall; None at the first look, 0 where there is none."""
+        if len(self.training) < 2:
             return None
         divergence = self.divergence
         return 0.0 if divergence is None else max(0.0, divergence.fall_errors)
@@ -92,8 +95,9 @@ class HackingWitness:
         """The largest fall of the witness since which the training score rose; None where it never rose."""
         found = [
             divergence
-            for looks in STRETCHES
-            if len(self.training) >= 2 * looks and (divergence := self._divergence(looks)) is not None
+            for looks, until in STRETCHES.items()
+            if 2 * looks <= len(self.training) <= until
+            and (divergence := self._divergence(looks)) is not None
         ]
         return max(found, key=lambda divergence: divergence.fall_errors, default=None)
 

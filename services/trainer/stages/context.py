@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from andon.modeling.store import ModelStore
     from andon.modeling.versions import ModelVersion
     from services.trainer.guards.guard import Alarm, Finding
+    from services.trainer.ranks import Ranks
 
 # What a checkpoint holds: tensors, numbers, text, and lists and dicts of these, so that
 # torch.load(weights_only=True) reads it back.
@@ -67,6 +68,10 @@ class StageContext(Protocol):
     @property
     def device(self) -> str:
         """Where the models of the stage live, for example "cpu" or "cuda:0"."""
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that train together; this one leads them."""
 
     @property
     def clients(self) -> StageClients:

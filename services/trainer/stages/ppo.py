@@ -3,8 +3,9 @@
 The run thread constructs ``PpoStage(config, context)`` and calls ``run``. Per update: sample with the current
 version, ask reference and reward model, compute advantages, optimise, ask the guards, publish the next
 version to every sampler, report. Formulas stand in ``services.trainer.ppo``, the services are asked in
-``rollout``, gradients are taken in ``policy_optimizer``, guards are asked in ``ppo_guards``. Left out on
-purpose: mixing in pretraining gradients, averaging weights, off-policy corrections.
+``rollout``, gradients are taken in ``policy_optimizer`` (on all ranks, see ``followers``; everything else
+happens on rank 0), guards are asked in ``ppo_guards``. Left out on purpose: mixing in pretraining gradients,
+averaging weights, off-policy corrections.
 
 Everything that is drawn depends on (seed, update) alone, so a checkpoint after update n, or between two
 optimizer steps of update n + 1, is all that a resumed run needs to give the numbers of a run that was never
@@ -25,16 +26,17 @@ from andon.client.reference import ReferenceClient
 from andon.client.reward import RewardClient
 from andon.client.values import ModelInfo
 from andon.errors import AndonError
-from andon.modeling.loading import load_causal_lm, load_scorer, read_normalization, save_model
+from andon.modeling.loading import save_model
 from andon.modeling.manifest import Lineage, ManifestDraft, Parent
 from andon.modeling.sequences import pack, plan_batches, unpack
 from andon.modeling.store import LocatedModel
 from andon.modeling.text import TextCodec
 from andon.modeling.versions import ModelVersion
 from andon.modeling.weight_codec import load_weights, model_weights
-from services.trainer.actor_critic import ActorCritic, SeparateValueNetwork, SharedValueHead
+from services.trainer.actor_critic import ActorCriticSource, load_actor_critic
 from services.trainer.errors import InvalidConfigError, TokenizerMismatchError
 from services.trainer.experience import Experience, RewardSettings, evaluate_rollout
+from services.trainer.followers import dismiss, enlist
 from services.trainer.guards.witness_model import Witness
 from services.trainer.peers import Peers
 from services.trainer.policy_optimizer import OptimizerSettings, PolicyOptimizer, UpdateProgress
@@ -70,20 +72,26 @@ class PpoStage:
 
     def run(self) -> ModelVersion:
         """Train to the end and return the stored policy."""
+        context = self._context
+        try:
+            return self._run(context.restored_state())
+        finally:
+            dismiss(context.ranks)
+
+    def _run(self, restored: StageState | None) -> ModelVersion:
         config, context = self._config, self._context
-        restored = context.restored_state()
         self._locate_models(restored)
         self._build(restored)
         if restored is not None and self._experience is None and self._is_stored_after(self._update):
             self._store_policy()  # the process may have ended between the checkpoint and the store
-        if self._update < config.num_updates:
-            self._prepare_services()
-        for update in range(self._update + 1, config.num_updates + 1):
-            try:
+        try:
+            if self._update < config.num_updates:
+                self._prepare_services()
+            for update in range(self._update + 1, config.num_updates + 1):
                 self._do_update(update)
-            except AndonError as error:
-                self._guards.not_finite(error, update=update)
-                raise
+        except AndonError as error:
+            self._guards.not_finite(error, done=self._update)
+            raise
         return context.store.resolve(ModelVersion(POLICY_FAMILY, self._versions[-1])).version
 
     # --- getting ready -------------------------------------------------------------------------------------
@@ -110,30 +118,26 @@ class PpoStage:
         self._codec = TextCodec.load(self._policy_model.source)
         self._prompts = load_prompts(config.prompts, self._codec)
         self._stop_rule = make_stop_rule(config.stop_rule, self._codec)
-        policy = load_causal_lm(self._policy_model.source, dtype="float32", device=context.device)
-        self._actor_critic: ActorCritic
-        if config.value_init == "shared_head":
-            self._actor_critic = SharedValueHead(policy)
-        else:
-            scorer = load_scorer(self._reward_model.source, dtype="float32", device=context.device)
-            self._actor_critic = SeparateValueNetwork(policy, scorer, read_normalization(scorer))
-        self._optimizer = PolicyOptimizer(
-            self._actor_critic,
-            OptimizerSettings(
-                epochs=config.epochs,
-                minibatches=config.minibatches,
-                token_budget=config.token_budget,
-                temperature=config.temperature,
-                clip_ratio=config.clip_ratio,
-                clip_value=config.clip_value,
-                value_coefficient=config.value_coefficient,
-                learning_rate=config.learning_rate,
-                value_learning_rate=config.value_learning_rate or config.learning_rate,
-                adam_eps=config.adam_eps,
-                max_grad_norm=config.max_grad_norm,
-                seed=config.seed,
-            ),
+        source = ActorCriticSource(
+            policy=self._policy_model.source,
+            scorer=None if config.value_init == "shared_head" else self._reward_model.source,
         )
+        self._actor_critic = load_actor_critic(source, device=context.device)
+        settings = OptimizerSettings(
+            epochs=config.epochs,
+            minibatches=config.minibatches,
+            token_budget=config.token_budget,
+            temperature=config.temperature,
+            clip_ratio=config.clip_ratio,
+            clip_value=config.clip_value,
+            value_coefficient=config.value_coefficient,
+            learning_rate=config.learning_rate,
+            value_learning_rate=config.value_learning_rate or config.learning_rate,
+            adam_eps=config.adam_eps,
+            max_grad_norm=config.max_grad_norm,
+            seed=config.seed,
+        )
+        self._optimizer = PolicyOptimizer(self._actor_critic, settings, context.ranks)
         self._controller: KlController = make_controller(config.kl, beta=config.kl.beta)
         self._lineage = Lineage(
             parents=(
@@ -199,7 +203,7 @@ class PpoStage:
             context,
             codec=self._codec,
             prompts=self._prompts,
-            policy=policy,
+            policy=self._actor_critic.policy,
             collector=self._collector,
             scorers=self._scorers,
             peers=self._peers,
@@ -213,6 +217,14 @@ class PpoStage:
             context.when_cord_holds(self._publisher.roll_back)
         if restored is not None:
             self._restore(restored)
+        enlist(
+            context.ranks,
+            run_id=context.run_id,
+            source=source,
+            settings=settings,
+            actor_critic=self._actor_critic,
+            optimizer=self._optimizer,
+        )
 
     def _load_witness(self) -> Witness | None:
         if self._witness_model is None:

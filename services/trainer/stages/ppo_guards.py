@@ -151,6 +151,7 @@ class PpoGuards:
             findings.append(
                 check_models(
                     self._service_errors(rollout, reference, reward_model),
+                    dtypes={name: info.dtype for name, info in infos.items()},
                     threshold=self._threshold(GuardName.PREFLIGHT_MODELS),
                 )
             )
@@ -275,7 +276,7 @@ class PpoGuards:
         return {
             "policy": float((responses.behaviour_logprobs - sampled).abs()[mask].double().mean()),
             "reference": float((rollout.reference_logprobs - expected).abs()[mask].double().mean()),
-            "reward": float(score_error),
+            "reward model": float(score_error),
         }
 
     def _own_scores(self, responses: Responses, reward_model: LocatedModel) -> Tensor:
@@ -357,8 +358,11 @@ class PpoGuards:
         self._memory_before = None
         self._slice = self._before = None
 
-    def not_finite(self, error: AndonError, *, update: int) -> None:
-        """An update ended because something is no number: tell it as the guard ``numbers`` would."""
+    def not_finite(self, error: AndonError, *, done: int) -> None:
+        """The run ends because something is no number: tell it as the guard ``numbers`` would.
+
+        ``done``: updates done before.
+        """
         if not self._config.enabled or error.reason not in NOT_FINITE_REASONS:
             return
         finding = find(
@@ -368,7 +372,7 @@ class PpoGuards:
             f"{error.reason}: {error.message}",
         )
         self._context.guards_checked([finding], seconds=0.0)
-        self._context.alarm(self._board.alarms([finding], step=update))
+        self._context.alarm(self._board.alarms([finding], step=done + 1))
 
     def _read(self, experience: Experience, chosen: Slice) -> Any:
         responses = experience.rollout.responses

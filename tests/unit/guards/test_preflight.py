@@ -111,7 +111,8 @@ def test_differences_of_settings_and_models_are_told() -> None:
     told = check_settings(["the policy ends with token 7"], threshold=0)
     assert told.alarming
     assert "token 7" in told.message
-    assert not check_models({"policy": 0.01, "reward": 0.0}, threshold=0.05).alarming
-    wrong = check_models({"policy": 0.01, "reward": 99.0}, threshold=0.05)
+    dtypes = {"policy": "bfloat16", "reward model": "float32"}
+    assert not check_models({"policy": 0.01, "reward model": 1e-5}, dtypes=dtypes, threshold=1).alarming
+    wrong = check_models({"policy": 0.01, "reward model": 0.02}, dtypes=dtypes, threshold=1)
     assert wrong.alarming
-    assert "the reward service" in wrong.message
+    assert "the reward model service" in wrong.message
