@@ -40,6 +40,8 @@ class Fault:
     bad_from: int = 1
     reward_model: str = "reward"  # the family that is trained against
     config: Mapping[str, Any] = field(default_factory=dict)  # of the run, beside the loop's own
+    without_preflight: bool = True  # whether there is a second arm, in which pre-flight is off
+    labelers: int = 0  # pairs of fresh samples per update that people compare in the second arm
     judged: bool = False  # bad is what the gold judge says is worse than the supervised model
 
 
@@ -215,16 +217,29 @@ def _reward_at_padding(_: Services) -> AbstractContextManager[None]:
 
 
 def _other_reference(running: Services) -> AbstractContextManager[None]:
-    """Other weights under the right name, as far off as some training would bring them."""
+    """Other weights under the right name."""
 
     def disturb(model: Any) -> None:
         chance = torch.Generator().manual_seed(1)
         for weight in model.parameters():
             if weight.dim() == 2:
                 noise = torch.randn(weight.shape, generator=chance)
-                weight.add_(0.1 * float(weight.std()) * noise)
+                weight.add_(0.3 * float(weight.std()) * noise)
 
     return _changed_weights(_served(running, "reference").model, disturb)
+
+
+def _reference_follows(running: Services) -> AbstractContextManager[None]:
+    """The sampler's new weights reach the reference as well: it is not frozen, and every KL is 0."""
+
+    def share(real: Any) -> Any:
+        def shared(model: Any, state: Any) -> None:
+            real(model, state)
+            real(_served(running, "reference").model, state)
+
+        return shared
+
+    return _replaced(services.policy.weight_receiver, "load_weights", share)
 
 
 def _sampler_temperature(_: Services) -> AbstractContextManager[None]:
@@ -293,12 +308,14 @@ FAULTS: Sequence[Fault] = (
         what=f"the same, from update {_MIDDLE + 1} on",
         plant=_head_sign,
         after_update=_MIDDLE,
+        without_preflight=False,
     ),
     Fault(
         name="swapped_labels",
         what="the reward model learned with chosen and rejected exchanged",
         plant=_nothing,
         reward_model="swapped",
+        labelers=16,
     ),
     Fault(
         name="reward_position",
@@ -330,6 +347,13 @@ FAULTS: Sequence[Fault] = (
         what=f"the same, from update {_MIDDLE + 1} on",
         plant=_other_reference,
         after_update=_MIDDLE,
+        without_preflight=False,
+    ),
+    Fault(
+        name="reference_follows",
+        what="the reference is not frozen: it gets every new version of the policy",
+        plant=_reference_follows,
+        bad_from=2,  # in the first update it is still the right one
     ),
     Fault(name="reward_scale", what="the composed reward takes 100 times the score", plant=_scale_rewards),
     Fault(
@@ -337,6 +361,7 @@ FAULTS: Sequence[Fault] = (
         what=f"the reward service multiplies scores by 100 from update {_MIDDLE + 1} on",
         plant=_served_gain,
         after_update=_MIDDLE,
+        without_preflight=False,
     ),
     Fault(
         name="hackable_reward_model",
@@ -344,12 +369,13 @@ FAULTS: Sequence[Fault] = (
         plant=_nothing,
         reward_model="hackable",
         config={
-            "updates": 30,
+            "updates": 20,
             "kl": {"kind": "fixed", "beta": 0.0},
-            "learning_rate": 0.001,
+            "epochs": 4,
             "schedule": "constant",
-            "store_interval": 3,
+            "store_interval": 1,  # so that each can be judged
         },
+        without_preflight=False,
         judged=True,
     ),
     Fault(

@@ -26,29 +26,16 @@ from andon.client.trainer import (
 )
 from andon.corpus.builtin.judge import GoldJudge
 from benchmarks.guards.faults import Fault
-from benchmarks.guards.services import Services
+from benchmarks.guards.labelers import Labelers
+from benchmarks.guards.services import TOKEN, Services
 from benchmarks.guards.world import World, corpus_of
 from services.trainer.guards.guard import Finding
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.stages.ppo import PpoStage
 
-UPDATES = 12
-JUDGED_DOCUMENTS = 200
+JUDGED_DOCUMENTS = 120
 JUDGED_TOKENS = 48
 WORSE_P = 0.01  # of the paired t test that calls a version worse than the supervised model
-
-CONFIG: Mapping[str, Any] = {
-    "updates": UPDATES,
-    "batch_prompts": 16,
-    "samples_per_prompt": 4,
-    "epochs": 2,
-    "minibatches": 2,
-    "learning_rate": 0.0003,
-    "temperature": 1.0,
-    "max_new_tokens": 36,
-    "kl": {"kind": "fixed", "beta": 0.1},
-    "checkpoint_interval": 100,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +46,7 @@ class Outcome:
     actions: list[str]  # of those guards
     warned: list[str]  # guards that alarmed and let it go on
     at_update: int | None  # when it was held: 0 is before the first
+    planted_after: int  # updates
     updates: int  # that were published
     bad_published: int  # of these, trained on faulty data after the fault was planted
     seconds: float
@@ -84,11 +72,11 @@ def run_loop(world: World, folder: Path, *, config: Mapping[str, Any], fault: Fa
         services.start_models(policy=sft, reward=reward)
         services.start_labeling()
         trainer = services.start_trainer()
+        if config.get("guards", {}).get("people"):
+            planted.enter_context(Labelers(world, services.labeling.target, token=TOKEN))
         if fault is not None:
             plant(fault, services, planted)
         full = {
-            **CONFIG,
-            **(fault.config if fault else {}),
             **config,
             "prompts": str(world.prompts),
             "policy": sft,
@@ -137,6 +125,7 @@ class _Watched:
         self._judged_bad = 0
         self.gold: list[float] = []
         self._held = False
+        self._begun = 0  # the update in progress; 0: none yet
         self._update = 0
         self.peaks: dict[str, float] = {}
 
@@ -150,12 +139,19 @@ class _Watched:
                     self.peaks[finding.guard.value] = max(self.peaks.get(finding.guard.value, ratio), ratio)
             show(metrics, findings, seconds=seconds)
 
-        self._patch = patch.object(TrainerMetrics, "guards_checked", look)
-        self._patch.start()
+        do_update = PpoStage._do_update
+
+        def begin(stage: PpoStage, update: int) -> None:
+            self._begun = update
+            do_update(stage, update)
+
+        self._patches = ExitStack()
+        self._patches.enter_context(patch.object(TrainerMetrics, "guards_checked", look))
+        self._patches.enter_context(patch.object(PpoStage, "_do_update", begin))
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._patch.stop()
+        self._patches.close()
 
     def take(self, event: object) -> None:
         """One event of the run."""
@@ -177,7 +173,7 @@ class _Watched:
         """Ask the gold judge about the supervised model and every version that was stored."""
         beginning = gold_scores(world, services, world.facts["sft"])
         self.gold.append(round(statistics.fmean(beginning), 4))
-        for model in self._stored:
+        for model in dict.fromkeys(self._stored):
             scores = gold_scores(world, services, model)
             self.gold.append(round(statistics.fmean(scores), 4))
             if stats.ttest_rel(scores, beginning, alternative="less").pvalue < WORSE_P:
@@ -193,12 +189,13 @@ class _Watched:
         first = min((alarm.step for alarm in holding), default=None)
         held_by = [alarm.guard for alarm in holding if alarm.step == first]
         if not holding and ended_as.startswith("failed"):
-            held_by, first = [ended_as.split(": ")[1]], len(self._published) + 1
+            held_by, first = [ended_as.split(": ")[1]], self._begun
         return Outcome(
             held_by=held_by,
             actions=[alarm.action.value for alarm in holding if alarm.step == first],
             warned=sorted({alarm.guard for alarm in self._alarms if alarm.action is GuardAction.WARN}),
             at_update=first,
+            planted_after=0 if fault is None else fault.after_update,
             updates=len(self._published),
             bad_published=self._bad_published(fault),
             seconds=round(time.monotonic() - started_s, 1),
@@ -229,8 +226,10 @@ def _linked_store(world: World, folder: Path) -> Path:
 
 
 def gold_scores(world: World, services: Services, model: str) -> list[float]:
-    """The judge's total of a stored version's greedy summaries of fixed documents."""
-    posts = corpus_of(world.seed).posts_of(list(corpus_of(world.seed).prompts[:JUDGED_DOCUMENTS])) or []
+    """The judge's total of a stored version's greedy summaries of fixed documents, prompts of the run."""
+    corpus = corpus_of(world.seed)
+    posts = corpus.posts_of(corpus.prompts[:JUDGED_DOCUMENTS])
+    assert posts is not None, "the built-in corpus knows its posts"
     judge = GoldJudge()
     with PolicyClient(services.policy.target) as policy:
         policy.load_model(model)

@@ -1,4 +1,4 @@
-"""Which runs make up the benchmark: healthy ones, and every fault on every seed, with pre-flight and without."""
+"""Which runs make up the benchmark: healthy ones, and every fault on every seed, with pre-flight and not."""
 
 from __future__ import annotations
 
@@ -9,8 +9,25 @@ from typing import Any
 
 from benchmarks.guards.faults import FAULTS, Fault
 
-# What only pre-flight can see in a run of this length, or what it has no part in.
-WITHOUT_A_SECOND_ARM = frozenset({"swapped_labels", "hackable_reward_model"})
+SEEDS = range(5)
+NUM_WORLDS = 3  # a seed's runs happen in the world of its remainder
+HEALTHY_RUNS = 60
+ALL_GUARDS = "all"
+NO_PREFLIGHT = "no pre-flight"
+
+# What a run is told unless its fault, or the drawing of healthy configurations, says otherwise.
+LOOP: Mapping[str, Any] = {
+    "updates": 12,
+    "batch_prompts": 16,
+    "samples_per_prompt": 4,
+    "epochs": 2,
+    "minibatches": 2,
+    "learning_rate": 0.0003,
+    "temperature": 1.0,
+    "max_new_tokens": 36,
+    "kl": {"kind": "fixed", "beta": 0.1},
+    "checkpoint_interval": 100,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,50 +37,66 @@ class PlannedRun:
     key: str  # names it among the results
     seed: int
     fault: Fault | None = None
-    arm: str = "all guards"  # or "no pre-flight"
+    guards: str = ALL_GUARDS
     config: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def world(self) -> int:
+        """The seed of the world in which it happens."""
+        return self.seed % NUM_WORLDS
 
-def planned_runs(*, seeds: Sequence[int], faults: Sequence[str] | None, healthy: int) -> list[PlannedRun]:
-    """Healthy runs first: they say most about what is still wrong."""
-    runs = [_healthy(number, seeds) for number in range(healthy)]
+    @property
+    def full_config(self) -> dict[str, Any]:
+        """Everything that the run is told, but for models, prompts and labels."""
+        return {**LOOP, **(self.fault.config if self.fault else {}), **self.config}
+
+
+def planned_runs(*, faults: Sequence[str] | None, healthy: int) -> list[PlannedRun]:
+    """Healthy runs first: they say most about what is still wrong. ``faults`` None: all of them."""
+    runs = [_healthy(number) for number in range(healthy)]
     for fault in FAULTS:
         if faults is not None and fault.name not in faults:
             continue
-        for seed in seeds:
+        for seed in SEEDS:
             runs.append(PlannedRun(key=f"{fault.name}/{seed}", seed=seed, fault=fault, config={"seed": seed}))
-            if fault.after_update == 0 and fault.name not in WITHOUT_A_SECOND_ARM:
+            if fault.without_preflight:
                 runs.append(
                     PlannedRun(
                         key=f"{fault.name}/{seed}/no-preflight",
                         seed=seed,
                         fault=fault,
-                        arm="no pre-flight",
-                        config={"seed": seed, "guards": {"preflight": {"enabled": False}}},
+                        guards=NO_PREFLIGHT,
+                        config={"seed": seed, "guards": _without_preflight(fault)},
                     )
                 )
     return runs
 
 
-def _healthy(number: int, seeds: Sequence[int]) -> PlannedRun:
+def _without_preflight(fault: Fault) -> dict[str, Any]:
+    people = {"people": {"pairs": fault.labelers}} if fault.labelers else {}
+    return {"preflight": {"enabled": False}, **people}
+
+
+def _healthy(number: int) -> PlannedRun:
     """A configuration that somebody may well choose, drawn by its number."""
     chance = random.Random(f"healthy/{number}")
     samples = chance.choice([1, 2, 4])
-    adaptive = chance.random() < 0.3
+    kl: dict[str, Any] = {"kind": "fixed", "beta": chance.choice([0.02, 0.05, 0.1, 0.2])}
+    if chance.random() < 0.3:
+        kl = {"kind": "adaptive", "beta": 0.1, "target": chance.choice([2.0, 4.0]), "horizon": 2000}
     config: dict[str, Any] = {
         "seed": 1000 + number,
         "samples_per_prompt": samples,
-        "batch_prompts": chance.choice([48, 64]) // samples,
+        "batch_prompts": chance.choice([32, 48, 64]) // samples,
         "epochs": chance.choice([1, 2, 4]),
         "minibatches": chance.choice([1, 2, 4]),
         "learning_rate": chance.choice([0.0001, 0.0002, 0.0003, 0.0005]),
         "temperature": chance.choice([0.7, 1.0]),
-        "kl": {"kind": "adaptive", "beta": 0.1, "target": 4.0, "horizon": 2000}
-        if adaptive
-        else {"kind": "fixed", "beta": chance.choice([0.02, 0.05, 0.1, 0.2])},
+        "kl": kl,
         "schedule": chance.choice(["linear", "constant", "cosine"]),
         "value_init": chance.choice(["reward_model", "reward_model", "shared_head"]),
         "whiten_rewards": chance.random() < 0.2,
         "stop_rule": {"kind": "eos", "missing_penalty": chance.choice([-1.0, -2.0])},
     }
-    return PlannedRun(key=f"healthy/{number}", seed=seeds[number % len(seeds)], config=config)
+    seed = number % len(SEEDS)
+    return PlannedRun(key=f"healthy/{number}/{seed}", seed=seed, config=config)

@@ -1,4 +1,4 @@
-"""Puts finished runs together: benchmarks/results/guards.json, the table in docs/guards.md and its plot."""
+"""Puts finished runs together: benchmarks/results/guards.json, the section of docs/guards.md and its plot."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ import os
 import platform
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from scipy import stats
 
-from benchmarks.guards.plan import PlannedRun
+from benchmarks.guards.plan import ALL_GUARDS, NO_PREFLIGHT, NUM_WORLDS, PlannedRun
 
 MARK = "## Measured\n"
 PLOT = Path("docs/images/guards.png")
 GUARDS_SHOWN = 4  # per fault, in the table
+FURTHEST_DRAWN = -1.2  # thresholds below zero; a statistic further from alarm says no more
+
+Line = Mapping[str, Any]
 
 
-def write_report(lines: Mapping[str, Mapping[str, Any]], runs: Sequence[PlannedRun], *, root: Path) -> None:
+def write_report(lines: Mapping[str, Line], runs: Sequence[PlannedRun], *, root: Path) -> None:
     """From the finished lines among the planned runs."""
     results = summarize(lines, runs)
     path = root / "benchmarks" / "results" / "guards.json"
@@ -32,38 +35,50 @@ def write_report(lines: Mapping[str, Mapping[str, Any]], runs: Sequence[PlannedR
     document.write_text(before + MARK + "\n" + in_markdown(results), encoding="utf-8")
 
 
-def summarize(lines: Mapping[str, Mapping[str, Any]], runs: Sequence[PlannedRun]) -> dict[str, Any]:
+def summarize(lines: Mapping[str, Line], runs: Sequence[PlannedRun]) -> dict[str, Any]:
     """What the runs say, as JSON values."""
-    healthy = [lines[run.key] for run in runs if run.fault is None and run.key in lines]
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    what: dict[str, str] = {}
-    for run in runs:
-        if run.fault is not None and run.key in lines:
-            groups.setdefault((run.fault.name, run.arm), []).append(lines[run.key])
-            what[run.fault.name] = run.fault.what
+    finished = [(run, lines[run.key]) for run in runs if run.key in lines]
     return {
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, one thread per run",
-        "faults": [_fault(name, arm, what[name], entries) for (name, arm), entries in groups.items()],
-        "healthy": _healthy(healthy),
+        "faults": _faults([item for item in finished if item[0].guards == ALL_GUARDS]),
+        "faults_without_preflight": _faults([item for item in finished if item[0].guards == NO_PREFLIGHT]),
+        "healthy": _healthy([(run, line) for run, line in finished if run.fault is None]),
     }
 
 
-def _fault(name: str, arm: str, what: str, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _faults(finished: Iterable[tuple[PlannedRun, Line]]) -> list[dict[str, Any]]:
+    groups: dict[str, list[Line]] = {}
+    what: dict[str, str] = {}
+    for run, line in finished:
+        if run.fault is not None:
+            groups.setdefault(run.fault.name, []).append(line)
+            what[run.fault.name] = run.fault.what
+    return [_fault(name, what[name], entries) for name, entries in groups.items()]
+
+
+def _fault(name: str, what: str, entries: Sequence[Line]) -> dict[str, Any]:
     caught = [entry for entry in entries if entry["held_by"]]
-    by = Counter(guard for entry in caught for guard in entry["held_by"])
+    by = Counter(guard for entry in caught for guard in sorted(set(entry["held_by"])))
     return {
         "fault": name,
         "what": what,
-        "arm": arm,
         "runs": len(entries),
         "caught": len(caught),
-        "median_updates": statistics.median(entry["at_update"] for entry in caught) if caught else None,
+        # Faulty updates until the alarm, the one that raised it included; 0 is before the first.
+        "median_updates": statistics.median(_updates_to_alarm(entry) for entry in caught) if caught else None,
+        "updates": [_updates_to_alarm(entry) for entry in caught],
         "bad_versions_published": sum(entry["bad_published"] for entry in entries),
-        "by": dict(by.most_common()),
+        "by": dict(sorted(by.items(), key=lambda item: (-item[1], item[0]))),
+        **({"gold": [entry["gold"] for entry in entries]} if any(entry["gold"] for entry in entries) else {}),
     }
 
 
-def _healthy(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _updates_to_alarm(entry: Line) -> int:
+    return int(max(entry["at_update"] - entry["planted_after"], 0))
+
+
+def _healthy(finished: Sequence[tuple[PlannedRun, Line]]) -> dict[str, Any]:
+    entries = [line for _, line in finished]
     pulls = sum("cord" in entry["actions"] for entry in entries)
     holds = sum(bool(entry["held_by"]) for entry in entries)
     low, high = clopper_pearson(pulls, len(entries))
@@ -75,17 +90,29 @@ def _healthy(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "runs": len(entries),
         "updates": sum(entry["updates"] for entry in entries),
         "cord_pulls": pulls,
-        "cord_pulls_low": low,
-        "cord_pulls_high": high,
-        "holds": holds,
+        "low": low,  # of the share of runs that pull the cord, 95 % Clopper-Pearson
+        "high": high,
+        "holds": holds,  # of any kind, cord pulls included
         "held_by": dict(Counter(guard for entry in entries for guard in entry["held_by"])),
         "warned_by": dict(Counter(guard for entry in entries for guard in entry["warned"])),
+        "score_rose": sum((entry["score_gain"] or 0) > 0 for entry in entries),
         "median_score_gain": _median([entry["score_gain"] for entry in entries]),
-        "median_share_of_update_time": _median([entry["guard_share"] for entry in entries]),
+        "median_guard_share_of_update_time": _median([entry["guard_share"] for entry in entries]),
         "largest_statistic_over_threshold": {guard: max(peaks) for guard, peaks in sorted(by_guard.items())},
         "median_statistic_over_threshold": {
             guard: round(statistics.median(peaks), 4) for guard, peaks in sorted(by_guard.items())
         },
+        "each": [
+            {
+                "run": run.key,
+                "config": dict(run.config),
+                "updates": line["updates"],
+                "held_by": line["held_by"],
+                "score_gain": line["score_gain"],
+                "statistic_over_threshold": line["peaks"],
+            }
+            for run, line in finished
+        ],
     }
 
 
@@ -105,60 +132,113 @@ def clopper_pearson(successes: int, trials: int, level: float = 0.95) -> tuple[f
 def in_markdown(results: Mapping[str, Any]) -> str:
     """The section of docs/guards.md; written by the benchmark, never by hand."""
     healthy = results["healthy"]
-    rows = [
-        "| fault | what is wrong | guards | runs | caught | median update | bad versions published | by |",
-        "|---|---|---|---:|---:|---:|---:|---|",
-    ]
-    for entry in results["faults"]:
-        by = ", ".join(f"`{guard}` {count}" for guard, count in list(entry["by"].items())[:GUARDS_SHOWN])
-        median = "" if entry["median_updates"] is None else f"{entry['median_updates']:g}"
-        rows.append(
-            f"| `{entry['fault']}` | {entry['what']} | {entry['arm']} | {entry['runs']} | {entry['caught']} "
-            f"| {median} | {entry['bad_versions_published']} | {by} |"
-        )
-    share = healthy["median_share_of_update_time"] or 0.0
-    pulls = (
-        f"{healthy['cord_pulls_low']:.1%} to {healthy['cord_pulls_high']:.1%} of runs, 95 % Clopper-Pearson"
-    )
+    share = healthy["median_guard_share_of_update_time"] or 0.0
+    held = f" (by {_counts(healthy['held_by'])})" if healthy["held_by"] else ""
+    warned = _counts(healthy["warned_by"]) or "none"
     paragraphs = [
-        "`make bench-guards` writes this section, the plot and `benchmarks/results/guards.json`. Every run is "
-        "a whole PPO run over real services, on models that the real stages trained on the built-in corpus, "
-        f"one world per seed ({results['machine']}). A fault is planted by patching the source or a running "
-        "object. Update 0 is before the first. A *bad version* is one that was published although its weights "
-        "had been computed from faulty data; for the hackable reward model, one that the gold judge finds "
-        "significantly worse than the supervised model (paired t test, p < 0.01).",
-        "\n".join(rows),
+        "`make bench-guards` writes this section, the plot and `benchmarks/results/guards.json`. Every run "
+        "is a whole PPO run over real services, on models that the real stages trained on the built-in "
+        f"corpus, in {NUM_WORLDS} worlds ("
+        f"{results['machine']}). A fault is planted by patching the source or a "
+        "running object. *Updates* counts from the planting to the alarm; 0 is before the first. A *bad "
+        "version* is one that was published although its weights had been computed from faulty data; for "
+        "the hackable reward model, one that the gold judge finds significantly worse than the supervised "
+        "model (paired t test over 120 documents, p < 0.01).",
+        "Guards as configured by default, with held-out comparisons for pre-flight and a witness:",
+        _table(results["faults"]),
+        "The same faults with pre-flight off, to see what the guards of an update do alone:",
+        _table(results["faults_without_preflight"]),
         f"Healthy runs: {healthy['runs']} of varied configuration (learning rate, KL penalty, epochs, "
-        "minibatches, samples per prompt, temperature, schedule, value function, whitening), "
-        f"{healthy['updates']} updates. The cord was pulled in {healthy['cord_pulls']} of them ({pulls}); "
-        f"guards held {healthy['holds']} in all. The guards took {share:.0%} of an update's time.",
-        "![Largest statistic of each guard in healthy runs, in units of its threshold](images/guards.png)",
+        "minibatches, batch, samples per prompt, temperature, schedule, value function, whitening), "
+        f"{healthy['updates']} updates; the mean score rose in {healthy['score_rose']}. The cord was pulled "
+        f"in {healthy['cord_pulls']} of them ({healthy['low']:.1%} to {healthy['high']:.1%} of runs, 95 % "
+        f"Clopper-Pearson); {healthy['holds']} were held in all{held}. Warnings: {warned}. "
+        f"Guards took {share:.0%} of an update's time with these tiny models.",
+        "![When each fault raises an alarm, and how far healthy runs stay from each guard's threshold]"
+        f"({PLOT.relative_to('docs')})",
     ]
     return "\n\n".join(paragraphs) + "\n"
 
 
+def _counts(by: Mapping[str, int]) -> str:
+    return ", ".join(f"`{guard}` {count}" for guard, count in by.items())
+
+
+def _table(faults: Sequence[Mapping[str, Any]]) -> str:
+    rows = [
+        "| fault | what is wrong | runs | caught | median updates | bad versions published | by |",
+        "|---|---|---:|---:|---:|---:|---|",
+    ]
+    for entry in faults:
+        by = ", ".join(f"`{guard}` {count}" for guard, count in list(entry["by"].items())[:GUARDS_SHOWN])
+        median = "" if entry["median_updates"] is None else f"{entry['median_updates']:g}"
+        rows.append(
+            f"| `{entry['fault']}` | {entry['what']} | {entry['runs']} | {entry['caught']} "
+            f"| {median} | {entry['bad_versions_published']} | {by} |"
+        )
+    return "\n".join(rows)
+
+
 def draw(results: Mapping[str, Any], path: Path) -> None:
-    """How far every guard stayed from its threshold in healthy runs."""
+    """When each fault was seen, and how far every guard stayed from its threshold in healthy runs."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    faults = {entry["fault"]: entry for entry in results["faults"]}
     largest = results["healthy"]["largest_statistic_over_threshold"]
-    median = results["healthy"]["median_statistic_over_threshold"]
+    rows = max(len(faults), len(largest), 4)
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 0.29 * rows + 1.4), layout="constrained")
+    _draw_faults(left, list(faults), results)
+    _draw_healthy(right, results["healthy"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)
+
+
+def _draw_faults(axes: Any, names: Sequence[str], results: Mapping[str, Any]) -> None:
+    """One dot per run, side by side where several runs raised the alarm after as many updates."""
+    for arm, label, colour, offset in (
+        ("faults", "all guards", "tab:blue", -0.16),
+        ("faults_without_preflight", "pre-flight off", "tab:orange", 0.16),
+    ):
+        dots = [
+            (updates + 0.09 * number, names.index(entry["fault"]) + offset)
+            for entry in results[arm]
+            for updates, count in sorted(Counter(entry["updates"]).items())
+            for number in range(count)
+        ]
+        axes.plot(
+            [dot[0] for dot in dots],
+            [dot[1] for dot in dots],
+            linestyle="",
+            marker="o",
+            markersize=4,
+            color=colour,
+            label=label,
+        )
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.invert_yaxis()
+    axes.grid(axis="x", color="0.9")
+    axes.set_title("planted faults", fontsize=10)
+    axes.set_xlabel("updates from the planting to the alarm; one dot per run, 0 is before the first")
+    axes.legend(loc="lower right", fontsize=8)
+
+
+def _draw_healthy(axes: Any, healthy: Mapping[str, Any]) -> None:
+    largest = healthy["largest_statistic_over_threshold"]
+    median = healthy["median_statistic_over_threshold"]
     names = sorted(largest, key=lambda name: largest[name])
-    figure, axes = pyplot.subplots(figsize=(8, 0.32 * max(len(names), 4) + 1.2), layout="constrained")
     places = range(len(names))
-    axes.hlines(
-        places, [max(median[name], -1.2) for name in names], [largest[name] for name in names], color="0.75"
-    )
-    axes.plot([max(median[name], -1.2) for name in names], places, "o", color="tab:blue", label="median run")
-    axes.plot([largest[name] for name in names], places, "o", color="tab:orange", label="worst run")
+    middle = [max(median[name], FURTHEST_DRAWN) for name in names]
+    worst = [max(largest[name], FURTHEST_DRAWN) for name in names]
+    axes.hlines(places, middle, worst, color="0.75")
+    axes.plot(middle, places, "o", markersize=4, color="tab:blue", label="median run")
+    axes.plot(worst, places, "o", markersize=4, color="tab:orange", label="worst run")
     axes.axvline(1.0, color="tab:red", label="threshold: alarm above")
     axes.set_yticks(list(places), names, fontsize=8)
-    axes.set_xlim(-1.25, max(1.25, 1.05 * max(largest.values(), default=1.0)))
-    axes.set_xlabel("largest statistic of a healthy run, in units of the threshold (cut off at -1.2)")
+    axes.set_xlim(FURTHEST_DRAWN - 0.05, max(1.25, 1.05 * max(worst, default=1.0)))
+    axes.set_title(f"{healthy['runs']} healthy runs", fontsize=10)
+    axes.set_xlabel(f"a run's largest statistic, in thresholds (cut off at {FURTHEST_DRAWN})")
     axes.legend(loc="lower right", fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)

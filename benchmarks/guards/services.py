@@ -31,6 +31,7 @@ from services.trainer.service import TrainerService
 
 TOKEN = "token-of-the-guard-benchmark"
 START_TIMEOUT_S = 300.0
+PEER_PATIENCE_S = 20.0  # nobody goes away here; only damaged weights are refused until it ends
 
 
 class Services:
@@ -97,6 +98,7 @@ class Services:
             labeling_token=TOKEN if has_cord else None,
             watch_cord=has_cord,
             threads=1,
+            peer_patience_s=PEER_PATIENCE_S,
         )
         trainer = self._serve("trainer", TrainerService, config)
         return self._stack.enter_context(TrainerClient(trainer.target))

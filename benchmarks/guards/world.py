@@ -12,6 +12,7 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,7 @@ def open_world(root: Path, seed: int, *, tell: Callable[[str], None]) -> World:
     return world
 
 
+@cache
 def corpus_of(seed: int) -> DemoCorpus:
     """The documents of a seed, with their facts."""
     sizes = packaged_recipe("builtin").corpus.model_copy(
