@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from services.trainer.guards.guard import Finding, GuardName, UpdateFacts, find
 
-# Looks that are averaged, and until how many looks: the first ones are compared one by one, so that a run that
-# goes wrong from its beginning is held at once; later short stretches would only add false alarms.
+# Looks that are averaged, and until how many looks: the first ones are compared one by one, so that a run
+# that goes wrong from its beginning is held at once; later, short stretches would only add false alarms.
 STRETCHES = {1: 7, 2: 15, 4: sys.maxsize, 8: sys.maxsize}
 FEWEST_PROMPTS = 8  # below, a look's standard error is itself hardly known
 RISE_ERRORS = 2.0  # standard errors that the training score must have risen by
@@ -42,9 +42,9 @@ class HackingWitness:
     """What training score and witness said so far. ``after`` takes one more look.
 
     Compares the mean of the newest looks with that of every earlier stretch of as many looks, 4 or 8 (1 or 2
-    in the beginning), from which on the training score rose by more than ``RISE_ERRORS`` standard errors. ``statistic`` is the
-    largest fall of the witness, in standard errors of the difference. A witness that rises or stays where it
-    is, and a training score that does not rise, give no alarm.
+    in the beginning), from which on the training score rose by more than ``RISE_ERRORS`` standard errors.
+    ``statistic`` is the largest fall of the witness, in standard errors of the difference. A witness that
+    rises or stays where it is, and a training score that does not rise, give no alarm.
 
     Comparing with the best of many stretches finds a fall by chance more often than a single test would. With
     a training score that rises all the time and a witness that never moves, the worst case without a fall, 6

@@ -66,6 +66,17 @@ def test_a_healthy_run_in_which_both_rise_shows_next_to_nothing() -> None:
         assert max(statistics(looks(rise, [0.5 * level for level in rise], seed=seed))) < THRESHOLD / 2
 
 
+def test_a_run_that_goes_wrong_from_its_beginning_is_noticed_within_a_few_looks() -> None:
+    """As with exchanged labels: what the reward model likes is what people do not."""
+    training = [0.5 * update for update in range(8)]
+    needed = []
+    for seed in range(40):
+        found = statistics(looks(training, [-level for level in training], seed=seed))
+        needed.append(2 + next(i for i, value in enumerate(found) if value > THRESHOLD))
+    assert np.median(needed) <= 5
+    assert max(needed) < 8
+
+
 def test_a_witness_that_falls_while_the_score_rises_is_noticed_soon() -> None:
     training = [0.1 * update for update in range(40)]
     witness = [0.0] * 20 + [-0.1 * update for update in range(1, 21)]
@@ -85,7 +96,7 @@ def test_a_rise_and_fall_of_the_witness_is_compared_with_its_best_time() -> None
     witness = [0.1 * min(update, 39 - update) for update in range(40)]
     for seed in range(10):
         found = statistics(looks(training, witness, seed=seed, prompts=64))
-        assert max(found[:13]) < THRESHOLD < found[-1]  # the first of them is the eighth look's
+        assert max(found[:19]) < THRESHOLD < found[-1]
 
 
 def test_a_fall_of_both_is_no_hacking() -> None:
@@ -97,12 +108,16 @@ def test_a_fall_of_both_is_no_hacking() -> None:
 def test_by_hand() -> None:
     """Means 0 then 2 against 0 then -1, each of eight prompts at the level plus and minus 1."""
     spread = np.array([-1.0, 1.0] * 4)
-    witness = HackingWitness()
+    witness, found = HackingWitness(), []
     for level, other in [(0, 0)] * 4 + [(2, -1)] * 4:
-        assert witness.statistic is None
         witness = witness.after(level + spread, other + spread)
-    # Standard deviation sqrt(8/7); a look's squared error is 1/8 of a squared deviation, a stretch's a
-    # quarter of that; the difference has twice it: 1/16. The fall is 1 / sqrt(8/7) deviations.
+        found.append(witness.statistic)
+    # Standard deviation sqrt(8/7), so the fall is sqrt(7/8) deviations. A look's squared error is 1/8; the
+    # difference of two stretches has 1/4 for one look each, 1/8 for two, 1/16 for four.
+    by_looks = {looks: math.sqrt(7 / 8) * math.sqrt(4 * looks) for looks in (1, 2, 4)}
+    assert found[0] is None
+    assert found[1:4] == [0, 0, 0]
+    assert found[4:] == pytest.approx([by_looks[1], by_looks[2], by_looks[2], by_looks[4]])
     divergence = witness.divergence
     assert divergence is not None
     assert divergence.witness_gain == pytest.approx(-math.sqrt(7 / 8))
@@ -129,8 +144,8 @@ def test_the_guard_alarms_says_why_and_forgets_when_overruled(make_update: Calla
         r"over \d+ looks the training score rose by [34]\.\d+ .* changed by -[34]\.", last.message
     )
     guard.acknowledge()
-    assert examine(guard, facts, HACKED[-7:]) == []
-    assert not any(found.alarming for found in examine(guard, facts, HACKED[-7:]))
+    assert guard.examine(replace(facts, witness=HACKED[-1])) is None
+    assert not any(found.alarming for found in examine(guard, facts, HACKED[-8:]))
 
 
 def test_the_guard_goes_on_from_a_checkpoint(make_update: Callable[..., Any]) -> None:
