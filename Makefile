@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-slow test-browser lint format proto bench bench-labeling clean
+.PHONY: help setup demo test test-unit test-slow test-browser lint format proto bench bench-labeling bench-cord bench-guards dashboards clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -70,6 +70,15 @@ bench: setup ## time the work against the peers and print ratios (PEERS_PYTHON: 
 bench-labeling: setup ## load the labeling service with 200 labelers, import and export a million comparisons
 	$(BIN)/python -m benchmarks.labeling_load
 	$(BIN)/python -m benchmarks.labeling_volume
+
+bench-cord: setup ## time how soon a pulled cord is heard and training stands still, and write it into docs/cord.md
+	$(BIN)/python -m benchmarks.cord
+
+bench-guards: setup ## plant faults into the built-in loop and count what the guards see (about an hour)
+	$(BIN)/python -m benchmarks.guards
+
+dashboards: setup ## run a loop under a real Prometheus and draw the Grafana dashboards into docs/images
+	ANDON_PICTURES=docs/images $(BIN)/python -m pytest -q -m slow tests/integration/test_dashboards_of_a_run.py
 
 clean: ## remove what the targets made, except the virtual environment
 	rm -rf build dist demo-out andon-home .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -28,7 +28,7 @@ class Prometheus:
         *,
         scraped: Mapping[str, int],
         alertmanager: str | None = None,
-        track: str = "stable",
+        canary_policy: int | None = None,
     ) -> None:
         """``scraped``: metrics ports by service; labels are those that the PodMonitor gives."""
         self._folder = folder
@@ -38,18 +38,14 @@ class Prometheus:
             "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
             "rule_files": [str(folder / "rules" / "*.yaml")],
             "scrape_configs": [
-                {
-                    "job_name": f"andon-{service}",
-                    "static_configs": [
-                        {
-                            "targets": [f"127.0.0.1:{port}"],
-                            "labels": {"namespace": "andon", "pod": f"{service}-0", "track": "stable"},
-                        }
-                    ],
-                }
+                {"job_name": f"andon-{service}", "static_configs": [_pod(service, port, "stable")]}
                 for service, port in scraped.items()
             ],
         }
+        if canary_policy is not None:
+            for job in config["scrape_configs"]:
+                if job["job_name"] == "andon-policy":
+                    job["static_configs"].append(_pod("policy-canary", canary_policy, "canary"))
         if alertmanager is not None:
             config["alerting"] = {"alertmanagers": [{"static_configs": [{"targets": [alertmanager]}]}]}
         (folder / "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML
@@ -121,3 +117,8 @@ class Prometheus:
             raise ValueError(f"{parameters.get('query')}: {content.get('error')}")
         result: list[dict[str, Any]] = content["data"]["result"]
         return result
+
+
+def _pod(name: str, port: int, track: str) -> dict[str, Any]:
+    labels = {"namespace": "andon", "pod": f"{name}-0", "track": track}
+    return {"targets": [f"127.0.0.1:{port}"], "labels": labels}
