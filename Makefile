@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-slow test-browser lint format proto bench bench-labeling bench-cord bench-guards dashboards clean
+.PHONY: help setup demo test test-unit test-slow test-browser lint format proto docs-metrics bench bench-labeling bench-cord bench-guards dashboards clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -59,6 +59,9 @@ format: setup $(BUF) ## put code and protos into shape
 
 proto: setup ## generate andon/api from protos
 	./scripts/generate_stubs.sh
+
+docs-metrics: setup ## write docs/metrics.md from the code
+	$(BIN)/python -m scripts.metrics_table
 
 $(BUF) $(AXE) &: package.json
 	@command -v npm > /dev/null || { echo "this needs npm (Debian: apt-get install npm)" >&2; exit 1; }

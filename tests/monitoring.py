@@ -7,11 +7,14 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from scripts.metrics_table import tables
 
 COMPONENT = Path(__file__).parents[1] / "deploy" / "k8s" / "components" / "monitoring"
 RUNBOOKS = Path(__file__).parents[1] / "docs" / "runbooks"
@@ -29,6 +32,7 @@ def program(name: str, *, package: str) -> str:
     return found
 
 
+@cache
 def rule_groups() -> dict[str, list[dict[str, Any]]]:
     """The groups of each manifest, by its file's stem; ``spec`` of a PrometheusRule is a file of rules."""
     return {
@@ -84,3 +88,21 @@ PLACEHOLDERS = {
     "canary": ".*",
     "__rate_interval": "1m",
 }
+
+# Names without labels or range are known by their prefix, others by the brace or bracket behind them.
+_SERIES = re.compile(r"(?<![\w:$])((?:[a-z]+:)?andon_[\w:]+|process_\w+|[a-zA-Z_][\w:]*(?=\s*[{\[]))")
+_GROUPING = re.compile(r"\b(by|on|without|ignoring|group_left|group_right)\s*\([^)]*\)")
+
+
+def series_in(expression: str) -> set[str]:
+    """The names of all series that an expression asks for."""
+    without_texts = re.sub(r'"[^"]*"|\'[^\']*\'', "", expression)
+    return set(_SERIES.findall(re.sub(r"\{[^}]*\}", "{}", _GROUPING.sub("", without_texts))))
+
+
+@cache
+def known_series() -> set[str]:
+    """The names of all series that services and rules make, and those that Prometheus makes itself."""
+    of_code = {name for rows in tables().values() for row in rows for name in row.series}
+    of_rules = {rule["record"] for rule in rules() if "record" in rule}
+    return {"up", "ALERTS"} | of_code | of_rules

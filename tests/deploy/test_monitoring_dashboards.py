@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import yaml
 
-from scripts.metrics_table import tables
 from tests import monitoring
 
 PANELS = [
@@ -18,35 +17,21 @@ PANELS = [
     for name, dashboard in monitoring.dashboards().items()
     for panel in monitoring.panels(dashboard)
 ]
-BUILT_IN = {"up", "ALERTS"}
-# A name that a selector, a range or the end of a term follows, and no argument list: a metric.
-METRIC = re.compile(r"(?<![\w:\"$])([a-zA-Z_][\w:]*)(?=\s*[{\[])")
-
-
-def _known_names() -> set[str]:
-    of_code = {name for rows in tables().values() for row in rows for name in row.series}
-    of_rules = {rule["record"] for rule in monitoring.rules() if "record" in rule}
-    return BUILT_IN | of_code | of_rules
-
-
-def _without_grouping(expression: str) -> str:
-    return re.sub(r"\b(by|on|without|ignoring|group_left|group_right)\s*\([^)]*\)", "", expression)
 
 
 @pytest.mark.parametrize(("title", "panel"), PANELS, ids=[title for title, _ in PANELS])
 def test_panels_ask_for_metrics_that_exist(title: str, panel: dict[str, Any]) -> None:
     for target in panel["targets"]:
-        asked = METRIC.findall(_without_grouping(target["expr"]))
+        asked = monitoring.series_in(target["expr"])
         assert asked, target["expr"]
-        assert set(asked) <= _known_names(), target["expr"]
+        assert asked <= monitoring.known_series(), target["expr"]
 
 
 def test_rules_ask_for_metrics_that_exist() -> None:
     for rule in monitoring.rules():
-        expression = _without_grouping(rule["expr"])
-        asked = re.findall(r"\b(?:[a-z]+:)?andon_[\w:]+", re.sub(r'"[^"]*"', "", expression))
-        assert asked or "up{" in expression
-        assert set(asked) <= _known_names(), rule["expr"]
+        asked = monitoring.series_in(rule["expr"])
+        assert asked, rule["expr"]
+        assert asked <= monitoring.known_series(), rule["expr"]
 
 
 def test_expressions_are_valid(tmp_path: Path) -> None:

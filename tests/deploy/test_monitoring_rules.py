@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.main
 import yaml
 
+from andon.cli.main import app
 from services.trainer.guards.guard import GuardName
 from tests import monitoring
 
@@ -51,6 +55,7 @@ def test_rules_are_well_formed(promtool: str, cases_folder: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@cache
 def _tests() -> list[dict[str, Any]]:
     return [test for case in CASES for test in yaml.safe_load(case.read_text())["tests"]]
 
@@ -149,3 +154,49 @@ def test_runbooks_say_what_it_means_and_what_to_do(path: Path) -> None:
         "Diagnosis",
         "Mitigation",
     ]
+
+
+def _blocks(text: str, language: str) -> list[str]:
+    blocks = re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    return [line for block in blocks for line in block.splitlines()]
+
+
+def test_queries_in_runbooks_are_valid(promtool: str, tmp_path: Path) -> None:
+    queries = [
+        {"record": f"runbook:{path.stem}:{number}", "expr": query}
+        for path in monitoring.RUNBOOKS.glob("*.md")
+        for number, query in enumerate(_blocks(path.read_text(), "promql"))
+    ]
+    assert len(queries) > len(monitoring.alerts())
+    (tmp_path / "queries.yaml").write_text(yaml.safe_dump({"groups": [{"name": "q", "rules": queries}]}))
+    done = subprocess.run(
+        [promtool, "check", "rules", str(tmp_path / "queries.yaml")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    known = monitoring.known_series()
+    asked = {name for query in queries for name in monitoring.series_in(query["expr"])}
+    assert asked
+    assert asked <= known, asked - known
+
+
+@pytest.mark.parametrize("path", sorted(monitoring.RUNBOOKS.glob("*.md")), ids=lambda path: path.stem)
+def test_commands_in_runbooks_exist(path: Path) -> None:
+    text = path.read_text()
+    in_prose: list[str] = re.findall(r"`(andon [^`]+)`", text)
+    for line in _blocks(text, "sh") + in_prose:
+        words = shlex.split(line)
+        assert words.pop(0) == "andon"
+        command = typer.main.get_command(app)
+        while hasattr(command, "commands"):
+            command = command.commands[words.pop(0)]
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= options, line
+
+
+@pytest.mark.parametrize("path", sorted(monitoring.RUNBOOKS.glob("*.md")), ids=lambda path: path.stem)
+def test_links_in_runbooks_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)", path.read_text()):
+        assert (path.parent / target).exists(), target
