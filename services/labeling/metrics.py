@@ -136,7 +136,16 @@ class LabelingMetrics:
         self.figures = FiguresCollector(registry)
         for decision in ("choice", "ranking"):
             self.answers_recorded.labels(decision)
-        for method in ("SubmitTasks", "SubmitAnswers", "PullCord", "ReleaseCord"):
+        for method in (
+            "SubmitTasks",
+            "SubmitAnswers",
+            "SkipTasks",
+            "PullCord",
+            "ReleaseCord",
+            "site.cord.pull",
+            "site.cord.release",
+            "alerts.pull",
+        ):
             self.requests_repeated.labels(method)
         for stream in ("export", "cord"):
             self.streams.labels(stream)

@@ -207,7 +207,7 @@ class _Dispatcher:
         sessions = self._site.sessions
         session = await self._site.urgent_threads.read(lambda: sessions.find(token))
         if session is not None and sessions.needs_touch(session):
-            await self._site.threads.write(lambda: sessions.touch(session))
+            await self._site.urgent_threads.write(lambda: sessions.touch(session))
         return session
 
     async def _run(self, page: Page, call: Call) -> Response:
