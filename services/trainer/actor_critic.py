@@ -2,8 +2,8 @@
 
 Two arrangements: a value network of its own that begins as the reward model (S20, I22, N+), or a value head
 on the policy (Z19). Values are estimates of the normalised reward, so both begin on its scale. Used by the
-PPO stage and by ``services.trainer.policy_optimizer``. Dropout is off throughout (S20, N+): log-probabilities
-must not change by chance.
+PPO stage, on every rank, and by ``services.trainer.policy_optimizer``. Dropout is off throughout (S20, N+):
+log-probabilities must not change by chance.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from andon.modeling.forward import ResponseStatistics, response_statistics, token_values
+from andon.modeling.loading import load_causal_lm, load_scorer, read_normalization
 from andon.modeling.normalization import Normalization
 from andon.modeling.sequences import PackedBatch
 
@@ -60,6 +61,23 @@ class ActorCritic(Protocol):
     def restore(self, state: dict[str, Any]) -> None:
         """Take up what ``state`` gave."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActorCriticSource:
+    """What an actor and a critic begin as."""
+
+    policy: str  # a folder or a public name
+    scorer: str | None  # of the reward model that the value network begins as; None: a head on the policy
+
+
+def load_actor_critic(source: ActorCriticSource, *, device: str) -> ActorCritic:
+    """The same on every rank."""
+    policy = load_causal_lm(source.policy, dtype="float32", device=device)
+    if source.scorer is None:
+        return SharedValueHead(policy)
+    scorer = load_scorer(source.scorer, dtype="float32", device=device)
+    return SeparateValueNetwork(policy, scorer, read_normalization(scorer))
 
 
 class SeparateValueNetwork:

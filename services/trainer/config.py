@@ -38,7 +38,9 @@ class TrainerConfig(ServerConfig):
     threads: int = Field(default=2, ge=1)
     """CPU threads of torch."""
     device: str = "cpu"
-    """Where training happens, for example "cuda:0"."""
+    """Where training happens, for example "cuda:0"; with several ranks "cpu", or "cuda" for a GPU each."""
+    rank_timeout_s: float = Field(default=1800.0, gt=0)
+    """How long a rank waits in the middle of a step for another one, or rank 0 for one that loads a model."""
     auto_resume: bool = True
     """Whether a run that a dead process left behind goes on by itself at the start."""
     auto_resume_limit: int = Field(default=3, ge=1)

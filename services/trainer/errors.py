@@ -18,6 +18,7 @@ AndonError
 │   └── TokenizerMismatchError     two services do not mean the same by a token id
 ├── UnavailableError
 │   ├── PeerLostError              a service did not come back in time
+│   ├── RankLostError              a process of this trainer is gone or silent
 │   └── TrainerDrainingError       this process is about to end; watch again
 ├── DataLossError
 │   ├── CheckpointsUnreadableError all checkpoints of a run are damaged
@@ -26,6 +27,7 @@ AndonError
     ├── StaleSampleError           a sample was written by another version than asked for
     ├── WeightsNotAcknowledgedError  a replica answers with another version than it was given
     ├── MalformedAnswerError       a service's answer does not fit the question
+    ├── RanksDisagreeError         the processes of this trainer hold different weights
     └── NotFiniteError             training produced NaN or infinity
 """
 
@@ -155,6 +157,18 @@ class PeerLostError(UnavailableError):
         )
 
 
+class RankLostError(UnavailableError):
+    """A process of this trainer is gone or silent; all of them must be started again."""
+
+    def __init__(self, *, rank: int, problem: str) -> None:
+        super().__init__(
+            f"another process of this trainer is lost ({problem}); all of them must be started again, "
+            "and the run goes on from its last checkpoint",
+            reason="RANK_LOST",
+            seen_by_rank=rank,
+        )
+
+
 class TrainerDrainingError(UnavailableError):
     """This process is about to end; the run goes on in the next one."""
 
@@ -213,6 +227,18 @@ class MalformedAnswerError(InternalError):
 
     def __init__(self, *, peer: str, problem: str) -> None:
         super().__init__(f"{peer}: {problem}", reason="MALFORMED_ANSWER", peer=peer)
+
+
+class RanksDisagreeError(InternalError):
+    """The processes of this trainer should hold the same weights and do not."""
+
+    def __init__(self, *, differing: int, total: int, step: int) -> None:
+        super().__init__(
+            f"{differing} of {total} weight tensors differ between the trainer's processes after step {step}",
+            reason="RANKS_DISAGREE",
+            differing=differing,
+            step=step,
+        )
 
 
 class NotFiniteError(InternalError):

@@ -2,7 +2,9 @@
 
 A minibatch is a share of the update's prompts with all their responses, passed through in packed batches
 within the token budget; the pieces' losses are weighted so that their sum is the minibatch's masked mean,
-whatever the pieces. Called by the PPO stage, which may be told to stop between any two steps: everything that
+whatever the pieces. With several ranks each passes its share of the minibatch's prompts through, gradients
+and numbers are summed over all, and every rank takes the same step with the same bits. Called by the PPO
+stage, which may be told to stop between any two steps, and by the followers of rank 0: everything that
 happened so far in the update is in ``UpdateProgress``, and the order of minibatches depends on seed, update
 and epoch alone.
 """
@@ -11,7 +13,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,11 +22,15 @@ from torch import Tensor, nn
 
 from andon.modeling.forward import ResponseStatistics
 from andon.modeling.sequences import PackedBatch, flatten, pack, plan_batches
-from services.trainer.actor_critic import ActorCritic
+from services.trainer.actor_critic import ActorCritic, TrainedPart
 from services.trainer.errors import NotFiniteError
 from services.trainer.experience import Experience
 from services.trainer.ppo.losses import policy_loss, value_loss
 from services.trainer.ppo.noise_scale import NoiseScaleAverage, noise_scale
+from services.trainer.ranks import Ranks
+
+# What the loss functions report: shares of means over the minibatch's tokens.
+LOSSES = ("policy_loss", "value_loss", "policy_clip_ratio", "value_clip_ratio", "approx_kl_nats")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,10 +85,24 @@ class UpdateProgress:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learn:
+    """What rank 0 tells the others at the begin of an update, or of what is left of one."""
+
+    experience: Experience
+    update: int
+    learning_rate_factor: float
+    steps_done: int
+
+
 class PolicyOptimizer:
     """Trains an actor and a critic on one experience after the other."""
 
-    def __init__(self, actor_critic: ActorCritic, settings: OptimizerSettings) -> None:
+    def __init__(
+        self, actor_critic: ActorCritic, settings: OptimizerSettings, ranks: Ranks | None = None
+    ) -> None:
+        """On each of the ``ranks`` there is one, with the same state; None: there is no other."""
+        self._ranks = Ranks() if ranks is None else ranks
         self._actor_critic = actor_critic
         self._settings = settings
         self._parts = actor_critic.parts
@@ -110,15 +130,26 @@ class PolicyOptimizer:
     ) -> None:
         """Do what is left of an update. ``between_steps`` is called after each step; it may raise to leave.
 
-        Raises NotFiniteError, before the step that would spread it, when a gradient is not finite.
+        Raises NotFiniteError, before the step that would spread it, when a gradient is not finite, and
+        RanksDisagreeError when the ranks' weights differ in the end.
         """
+        self._ranks.tell(
+            Learn(
+                experience=experience,
+                update=update,
+                learning_rate_factor=learning_rate_factor,
+                steps_done=progress.steps_done,
+            )
+        )
         for group, rate in zip(self._optimizer.param_groups, self._peak_rates, strict=True):
             group["lr"] = rate * learning_rate_factor
         minibatches = self._minibatches(experience, update)
         while progress.steps_done < len(minibatches):
-            metrics = self._step(
-                experience, minibatches[progress.steps_done], update=update, progress=progress
-            )
+            with self._ranks.one_step():
+                prompts = minibatches[progress.steps_done]
+                metrics = self._step(experience, prompts, update=update, progress=progress)
+                if progress.steps_done + 1 == len(minibatches):
+                    self._ranks.require_same(list(self._parameters(self._parts)), step=update)
             progress.step_metrics.append(metrics)
             progress.steps_done += 1
             between_steps()
@@ -157,51 +188,67 @@ class PolicyOptimizer:
         groups = experience.rollout.responses.groups
         num_tokens = slices.count_tokens(prompts)
         in_first_epoch = progress.steps_done < min(settings.minibatches, len(groups))
-        sums: dict[str, float] = {}
-        mismatches: list[Tensor] = []
+        tally = _Tally()
         halves = [prompts]
         if progress.steps_done == 0 and len(prompts) > 1:
             # The first half's gradient beside the whole one's tells how noisy gradients are.
             halves = [prompts[: len(prompts) // 2], prompts[len(prompts) // 2 :]]
         sq_norm_of_first_half = 0.0
         for half in halves:
-            for piece in plan_batches([groups[prompt] for prompt in half], settings.token_budget):
-                part = slices.of([half[index] for index in piece])
+            own = self._ranks.share_of(half)
+            for piece in plan_batches([groups[prompt] for prompt in own], settings.token_budget):
+                part = slices.of([own[index] for index in piece])
                 statistics, values = self._actor_critic.statistics_and_values(
                     part.batch, temperature=settings.temperature, entropy=in_first_epoch
                 )
                 if progress.steps_done == 0:
-                    mismatches.append((statistics.logprobs.detach() - part.behaviour_logprobs).abs())
+                    tally.count_mismatch((statistics.logprobs.detach() - part.behaviour_logprobs).abs())
                 if statistics.entropies is not None:
-                    progress.entropy_nats_sum += float(statistics.entropies.detach().sum())
-                    progress.entropy_tokens += len(statistics.entropies)
-                losses = self._backward(part, statistics, values, num_tokens, progress)
-                for name, value in losses.items():
-                    sums[name] = sums.get(name, 0.0) + value
+                    tally.add("entropy_nats", float(statistics.entropies.detach().sum()))
+                    tally.add("entropy_tokens", len(statistics.entropies))
+                self._backward(part, statistics, values, num_tokens, tally)
             if half is halves[0] and len(halves) == 2:
                 share = slices.count_tokens(half) / num_tokens
-                sq_norm_of_first_half = self._policy_sq_norm() / share**2
+                sq_norm_of_first_half = self._policy_sq_norm_of_all() / share**2
+        self._sum_gradients(self._parts)
         if len(halves) == 2:
             progress.gradient_noise_scale = self._observe_noise(
                 sq_norm_of_first_half,
                 small=sum(len(groups[prompt].responses) for prompt in halves[0]),
                 big=sum(len(groups[prompt].responses) for prompt in prompts),
             )
-        if mismatches:
-            mismatch = torch.cat(mismatches)
-            progress.sampler_logprob_max_error = float(mismatch.max())
-            progress.sampler_logprob_mean_error = float(mismatch.mean())
-        return sums | self._apply_gradients(update)
+        tally = tally.over(self._ranks)
+        tally.report(progress)
+        return tally.losses() | self._apply_gradients(update)
+
+    def _parameters(self, parts: Iterable[TrainedPart]) -> Iterable[nn.Parameter]:
+        return (parameter for part in parts for parameter in part.parameters)
+
+    def _sum_gradients(self, parts: Iterable[TrainedPart]) -> None:
+        """Make every rank's gradients those of all ranks."""
+        if self._ranks.size == 1:
+            return
+        gradients: list[Tensor] = []
+        for parameter in self._parameters(parts):
+            if parameter.grad is None:  # where this rank's share is empty
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+        self._ranks.add_up(gradients)
+
+    def _policy_sq_norm_of_all(self) -> float:
+        """In the middle of a minibatch: squared norm of the gradients that all ranks have gathered so far."""
+        policy = [part for part in self._parts if part.is_policy]
+        self._sum_gradients(policy)
+        sq_norm = self._policy_sq_norm()
+        if not self._ranks.leads:  # from here on the sum is in rank 0's hands alone, or it would count again
+            for parameter in self._parameters(policy):
+                parameter.grad = None
+        return sq_norm
 
     def _policy_sq_norm(self) -> float:
         """Squared norm of the gradients that the policy has gathered."""
-        gradients = [
-            parameter.grad
-            for part in self._parts
-            if part.is_policy
-            for parameter in part.parameters
-            if parameter.grad is not None
-        ]
+        policy = [part for part in self._parts if part.is_policy]
+        gradients = [parameter.grad for parameter in self._parameters(policy) if parameter.grad is not None]
         return float(nn.utils.get_total_norm(gradients)) ** 2
 
     def _observe_noise(self, sq_norm_small: float, *, small: int, big: int) -> float | None:
@@ -220,8 +267,8 @@ class PolicyOptimizer:
         statistics: ResponseStatistics,
         values: Tensor,
         num_tokens: int,
-        progress: UpdateProgress,
-    ) -> Mapping[str, float]:
+        tally: _Tally,
+    ) -> None:
         settings = self._settings
         mask = torch.ones_like(values, dtype=torch.bool)[
             None
@@ -244,7 +291,6 @@ class PolicyOptimizer:
         )
         loss: Tensor = policy.loss + settings.value_coefficient * value.loss
         loss.backward()  # type: ignore[no-untyped-call]
-        names = ("policy_loss", "value_loss", "policy_clip_ratio", "value_clip_ratio", "approx_kl_nats")
         shares = torch.stack(
             [
                 policy.loss.detach(),
@@ -257,9 +303,10 @@ class PolicyOptimizer:
             ]
         )
         *means, smallest, largest = shares.tolist()
-        progress.ratio_min = min(progress.ratio_min, smallest)
-        progress.ratio_max = max(progress.ratio_max, largest)
-        return dict(zip(names, means, strict=True))
+        for name, mean in zip(LOSSES, means, strict=True):
+            tally.add(name, mean)
+        tally.raise_to("ratio_max", largest)
+        tally.raise_to("-ratio_min", -smallest)
 
     def _apply_gradients(self, update: int) -> dict[str, float]:
         limit = self._settings.max_grad_norm
@@ -272,6 +319,52 @@ class PolicyOptimizer:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return norms
+
+
+class _Tally:
+    """What is counted in an optimizer step: sums and largest values, of this rank or of all."""
+
+    def __init__(self) -> None:
+        self._sums = dict.fromkeys(
+            (*LOSSES, "entropy_nats", "entropy_tokens", "mismatch_nats", "mismatch_tokens"), 0.0
+        )
+        self._largest = {"mismatch_nats": 0.0, "ratio_max": 1.0, "-ratio_min": -1.0}
+
+    def add(self, name: str, value: float) -> None:
+        """Count a share of a sum."""
+        self._sums[name] += value
+
+    def raise_to(self, name: str, value: float) -> None:
+        """Count one more value of which the largest is wanted."""
+        if not value <= self._largest[name]:  # NaN counts as larger than all
+            self._largest[name] = value
+
+    def count_mismatch(self, errors: Tensor) -> None:
+        """errors: [T] float32, nats."""
+        self.add("mismatch_nats", float(errors.double().sum()))
+        self.add("mismatch_tokens", len(errors))
+        self.raise_to("mismatch_nats", float(errors.max()))
+
+    def over(self, ranks: Ranks) -> _Tally:
+        """The whole minibatch's."""
+        whole = _Tally()
+        whole._sums = dict(zip(self._sums, ranks.totals(list(self._sums.values())), strict=True))
+        whole._largest = dict(zip(self._largest, ranks.largest(list(self._largest.values())), strict=True))
+        return whole
+
+    def losses(self) -> dict[str, float]:
+        """Means over the minibatch's tokens."""
+        return {name: self._sums[name] for name in LOSSES}
+
+    def report(self, progress: UpdateProgress) -> None:
+        """Enter what is not reported step by step."""
+        progress.entropy_nats_sum += self._sums["entropy_nats"]
+        progress.entropy_tokens += int(self._sums["entropy_tokens"])
+        if self._sums["mismatch_tokens"] > 0:
+            progress.sampler_logprob_max_error = self._largest["mismatch_nats"]
+            progress.sampler_logprob_mean_error = self._sums["mismatch_nats"] / self._sums["mismatch_tokens"]
+        progress.ratio_max = max(progress.ratio_max, self._largest["ratio_max"])
+        progress.ratio_min = min(progress.ratio_min, -self._largest["-ratio_min"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,10 +22,11 @@ from andon.modeling.store import ModelStore
 from andon.modeling.versions import ModelVersion
 from services.trainer.checkpoint import CheckpointFolder
 from services.trainer.controls import Demand, Hold, HoldCause, Interrupt, RunControls, Stop
-from services.trainer.errors import NotFiniteError
+from services.trainer.errors import NotFiniteError, RankLostError
 from services.trainer.guards.cord import CordGuard
 from services.trainer.guards.guard import Action, Alarm, Finding
 from services.trainer.metrics import TrainerMetrics
+from services.trainer.ranks import Ranks
 from services.trainer.run_records import ModelPublished, Progress, RunRecord, RunState, StateChanged
 from services.trainer.runs import RunRegistry
 from services.trainer.stages.context import (
@@ -62,7 +63,7 @@ class RunSettings:
     """How every run of this process is carried out."""
 
     threads: int
-    device: str
+    ranks: Ranks
     kept_checkpoints: int
     checkpoint_interval_s: float
 
@@ -141,7 +142,12 @@ class RunThread:
     @property
     def device(self) -> str:
         """Where models live."""
-        return self._settings.device
+        return self._settings.ranks.device
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes of this trainer."""
+        return self._settings.ranks
 
     @property
     def clients(self) -> StageClients:
@@ -275,6 +281,10 @@ class RunThread:
             state, message = RunState.STOPPED, str(halted)
         except RunInterrupted:
             state, message = RunState.INTERRUPTED, "the trainer was shut down"
+        except RankLostError as error:
+            # This process cannot go on either. The next one takes the run up again.
+            state, message = RunState.INTERRUPTED, f"{error.reason}: {error.message}"
+            _log.error("run_interrupted", run_id=self.run_id, reason=error.reason, message=error.message)
         except AndonError as error:
             message = f"{error.reason}: {error.message}"
             _log.error("run_failed", run_id=self.run_id, reason=error.reason, message=error.message)

@@ -148,17 +148,22 @@ class Runner:
                 self._begin_again(record)
                 break
 
-    def interrupt(self, *, grace_s: float) -> None:
-        """The process ends: have the running run save a checkpoint and leave, and begin no other."""
+    def interrupt(self, *, grace_s: float) -> bool:
+        """The process ends: have the running run save a checkpoint and leave, and begin no other.
+
+        Returns whether it has left in time.
+        """
         with self._lock:
             self._closing = True
             thread = self._thread
         if thread is None:
-            return
+            return True
         thread.controls.interrupt()
-        if not thread.join(grace_s):
+        has_left = thread.join(grace_s)
+        if not has_left:
             # The thread is a daemon and ends with the process; the next one marks the run interrupted.
             _log.error("run_did_not_leave_in_time", run_id=thread.run_id, grace_s=grace_s)
+        return has_left
 
     def _resolve(self, stage: StageName, config: Mapping[str, Any]) -> BaseModel:
         try:

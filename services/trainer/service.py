@@ -16,8 +16,10 @@ from andon.api.trainer.v1 import trainer_service_pb2_grpc as trainer_grpc
 from andon.modeling.store import ModelStore
 from services.trainer.clients import RunClients, open_cord_client
 from services.trainer.config import TrainerConfig
+from services.trainer.followers import say_farewell
 from services.trainer.guards.cord import CordGuard
 from services.trainer.metrics import TrainerMetrics
+from services.trainer.ranks import Ranks
 from services.trainer.run_records import StageName
 from services.trainer.run_thread import RunSettings
 from services.trainer.runner import Runner
@@ -37,9 +39,11 @@ class TrainerService:
         registry: CollectorRegistry,
         *,
         stages: Mapping[StageName, StageKind] = STAGES,
+        ranks: Ranks | None = None,
     ) -> None:
-        """``stages`` are the kinds of training that StartRun knows."""
+        """``stages`` are the kinds of training that StartRun knows; ``ranks``, led by this process, train."""
         self._config = config
+        self._ranks = Ranks(device=config.device) if ranks is None else ranks
         runs = RunRegistry(config.runs)
         self._runner = Runner(
             registry=runs,
@@ -47,7 +51,7 @@ class TrainerService:
             stages=stages,
             settings=RunSettings(
                 threads=config.threads,
-                device=config.device,
+                ranks=self._ranks,
                 kept_checkpoints=config.kept_checkpoints,
                 checkpoint_interval_s=config.checkpoint_interval_s,
             ),
@@ -69,9 +73,11 @@ class TrainerService:
         )
 
     async def drain(self) -> None:
-        """Let watchers go and have the running run save a checkpoint and leave."""
+        """Let watchers go, have the running run save a checkpoint and leave, and end the other ranks."""
         self._servicer.end_streams()
-        await asyncio.to_thread(self._runner.interrupt, grace_s=self._config.interrupt_grace_s)
+        has_left = await asyncio.to_thread(self._runner.interrupt, grace_s=self._config.interrupt_grace_s)
+        if has_left:  # else its thread may be speaking with them; they end when this process does
+            await asyncio.to_thread(say_farewell, self._ranks)
 
     async def close(self) -> None:
         """Nothing is left to free: a run closes its connections when it leaves."""

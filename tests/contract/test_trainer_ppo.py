@@ -21,6 +21,7 @@ from services.reward.service import RewardService
 from services.trainer.clients import RunClients
 from services.trainer.config import TrainerConfig
 from services.trainer.guards.guard import Alarm, Finding
+from services.trainer.ranks import Ranks
 from services.trainer.stages.context import RunInterrupted, StageState
 from services.trainer.stages.ppo import PpoStage
 from services.trainer.stages.ppo_config import PpoConfig
@@ -263,6 +264,7 @@ class LeavingContext:
         self.store = world.store
         self.threads = 1
         self.device = "cpu"
+        self.ranks = Ranks()
         self.connections = RunClients(config)
         self.clients = self.connections.stage_clients
         self.checkpoint = checkpoint
