@@ -37,7 +37,7 @@ DEFAULT_RULES: Mapping[GuardName, Rule] = {
     GuardName.NUMBERS: _rule(1, Action.CORD),  # limits
     GuardName.PROBE: _rule(0.05, Action.CORD),  # nats, score
     GuardName.COMPOSITION: _rule(0.01, Action.CORD),  # relative error
-    GuardName.DIRECTION_TOKENS: _rule(5, Action.CORD),  # standard errors
+    GuardName.DIRECTION_TOKENS: _rule(3.5, Action.CORD),  # standard errors
     GuardName.DIRECTION_SCORES: _rule(4.5, Action.CORD),  # standard errors
     GuardName.OBJECTIVE: _rule(4, Action.CORD),  # -log10 p
     GuardName.STEP_SIZE: _rule(1, Action.CORD),  # nats per token
