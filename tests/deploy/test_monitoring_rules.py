@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from collections import defaultdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -99,10 +100,11 @@ def test_every_recording_rule_has_a_case_with_its_value() -> None:
 
 
 def test_every_guard_has_exactly_one_alert() -> None:
-    selectors = {
-        rule["alert"]: set(re.findall(r'increase5m\{guard=~?"([^"]+)"', rule["expr"]))
-        for rule in monitoring.alerts()
-    }
+    selectors: defaultdict[str, set[str]] = defaultdict(set)
+    for rule in monitoring.alerts():
+        selectors[rule["alert"]].update(
+            re.findall(r'(?:increase5m|alarms_total)\{guard=~?"([^"]+)"', rule["expr"])
+        )
     for guard in GuardName:
         told_by = [
             alert
