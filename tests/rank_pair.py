@@ -65,7 +65,6 @@ def follow_and_save(port: int, folder: str) -> None:
     followers.load_actor_critic = load  # type: ignore[attr-defined]
     followers.PolicyOptimizer = Optimizer  # type: ignore[attr-defined,misc]
     followers.follow(join_ranks("cpu", timeout_s=TIMEOUT_S), threads=1)
-    dist.destroy_process_group()
 
 
 def weights_of(actor_critic: ActorCritic) -> dict[str, Tensor]:
@@ -116,6 +115,11 @@ class Pair:
             dismiss(self.ranks)
 
 
+def _destroy_what_is_left() -> None:
+    if dist.is_initialized():  # a lost set is left to the end of its process, and this process goes on
+        dist.destroy_process_group()
+
+
 @contextmanager
 def two_ranks(folder: Path) -> Iterator[Pair]:
     with socket.socket() as free:
@@ -136,7 +140,7 @@ def two_ranks(folder: Path) -> Iterator[Pair]:
             for name, value in variables(0, port).items():
                 patch.setenv(name, value)
             ranks = join_ranks("cpu", timeout_s=TIMEOUT_S, when_lost=note_loss)
-        stack.callback(dist.destroy_process_group)
+        stack.callback(_destroy_what_is_left)
         pair.append(Pair(ranks, other, folder))
         yield pair[0]
         say_farewell(ranks)

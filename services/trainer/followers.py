@@ -61,8 +61,9 @@ def dismiss(ranks: Ranks) -> None:
 
 
 def say_farewell(ranks: Ranks) -> None:
-    """End the other ranks."""
+    """End the other ranks, and with them the set."""
     _say_last(ranks, Farewell())
+    ranks.leave()
 
 
 def follow(ranks: Ranks, *, threads: int) -> None:
@@ -84,8 +85,11 @@ def follow(ranks: Ranks, *, threads: int) -> None:
                 except (NotFiniteError, RanksDisagreeError) as error:  # rank 0 ends the run for the same
                     _log.error("update_failed", reason=error.reason, message=error.message)
             case Dismiss():
+                _log.info("dismissed")
                 replica = None
             case Farewell():
+                _log.info("farewell")
+                ranks.leave()
                 return
             case _:
                 raise RuntimeError(f"{type(word).__name__} makes no sense here")
@@ -97,7 +101,6 @@ class _Replica:
 
     def __init__(self, word: Enlist, ranks: Ranks) -> None:
         _log.info("enlisted", run_id=word.run_id)
-        self._run_id = word.run_id
         actor_critic = load_actor_critic(word.source, device=ranks.device)
         self._optimizer = PolicyOptimizer(actor_critic, word.settings, ranks)
         state = ranks.share(None)
@@ -106,17 +109,12 @@ class _Replica:
 
     def learn(self, word: Learn) -> None:
         """Do what is left of an update, each step when rank 0 says so."""
-        progress = UpdateProgress(steps_done=word.steps_done)
-
-        def tell_step() -> None:
-            _log.debug("step_taken", run_id=self._run_id, update=word.update, step=progress.steps_done)
-
         self._optimizer.update(
             word.experience,
             update=word.update,
             learning_rate_factor=word.learning_rate_factor,
-            progress=progress,
-            between_steps=tell_step,
+            progress=UpdateProgress(steps_done=word.steps_done),
+            between_steps=lambda: None,
         )
 
 

@@ -121,6 +121,7 @@ class Ranks:
             self.tell(TakeStep())
         elif not isinstance(word := self.hear(), TakeStep):
             raise CalledAwayError(word)
+        _log.debug("step_begins", rank=self.rank)
         try:
             yield
         except (NotFiniteError, RanksDisagreeError):
@@ -176,7 +177,12 @@ class Ranks:
         self._reaching_all(lambda: dist.all_reduce(values, op=operation))
         return [float(value) for value in values]
 
-    # Loss
+    # The end
+
+    def leave(self) -> None:
+        """Close the connections. The other ranks must be about to do the same, or gone."""
+        if self.size > 1 and not self.lost:
+            dist.destroy_process_group()
 
     def _reaching_all(self, exchange: Callable[[], object]) -> None:
         try:
