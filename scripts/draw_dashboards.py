@@ -42,9 +42,9 @@ def draw(dashboard: Mapping[str, Any], query: Query, path: Path) -> None:
             figure.text(0.01, top - 0.1 / size[1], panel["title"], va="top", fontsize=11, weight="bold")
             continue
         box = [
-            left + 0.035,
+            left + 0.05,
             top - (place["h"] * INCHES_PER_ROW - 0.35) / size[1],
-            width - 0.045,
+            width - 0.06,
             (place["h"] * INCHES_PER_ROW - 0.75) / size[1],
         ]
         axes = figure.add_axes((box[0], box[1], box[2], box[3]))
@@ -64,7 +64,7 @@ def legend_of(format_text: str, labels: Mapping[str, str]) -> str:
 def in_unit(value: float, unit: str) -> str:
     """A number as Grafana shows it in a unit, near enough."""
     if unit == "percentunit":
-        return f"{value:.1%}"
+        return f"{100 * value:.3g}%"
     if unit == "bytes":
         return f"{value / 2**20:.0f} MiB"
     suffix = unit.removeprefix("suffix:").strip() if unit.startswith("suffix:") else {"s": "s"}.get(unit, "")
