@@ -369,11 +369,15 @@ FAULTS: Sequence[Fault] = (
         plant=_nothing,
         reward_model="hackable",
         config={
-            "updates": 20,
+            "updates": 24,
             "kl": {"kind": "fixed", "beta": 0.0},
+            "learning_rate": 0.0005,
             "epochs": 4,
             "schedule": "constant",
+            "max_new_tokens": 64,  # room to ramble
             "store_interval": 1,  # so that each can be judged
+            # What learned from sound labels is the best witness there is of what did not.
+            "guards": {"witness": {"model": "reward@latest"}},
         },
         without_preflight=False,
         judged=True,

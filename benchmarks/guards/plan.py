@@ -10,8 +10,9 @@ from typing import Any
 from benchmarks.guards.faults import FAULTS, Fault
 
 SEEDS = range(5)
+SEEDS_WITHOUT_PREFLIGHT = range(2)
 NUM_WORLDS = 3  # a seed's runs happen in the world of its remainder
-HEALTHY_RUNS = 60
+HEALTHY_RUNS = 52
 ALL_GUARDS = "all"
 NO_PREFLIGHT = "no pre-flight"
 
@@ -59,7 +60,7 @@ def planned_runs(*, faults: Sequence[str] | None, healthy: int) -> list[PlannedR
             continue
         for seed in SEEDS:
             runs.append(PlannedRun(key=f"{fault.name}/{seed}", seed=seed, fault=fault, config={"seed": seed}))
-            if fault.without_preflight:
+            if fault.without_preflight and seed in SEEDS_WITHOUT_PREFLIGHT:
                 runs.append(
                     PlannedRun(
                         key=f"{fault.name}/{seed}/no-preflight",
@@ -86,6 +87,7 @@ def _healthy(number: int) -> PlannedRun:
         kl = {"kind": "adaptive", "beta": 0.1, "target": chance.choice([2.0, 4.0]), "horizon": 2000}
     config: dict[str, Any] = {
         "seed": 1000 + number,
+        "updates": 10,
         "samples_per_prompt": samples,
         "batch_prompts": chance.choice([32, 48, 64]) // samples,
         "epochs": chance.choice([1, 2, 4]),

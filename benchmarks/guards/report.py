@@ -41,7 +41,7 @@ def summarize(lines: Mapping[str, Line], runs: Sequence[PlannedRun]) -> dict[str
     return {
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, one thread per run",
         "faults": _faults([item for item in finished if item[0].guards == ALL_GUARDS]),
-        "faults_without_preflight": _faults([item for item in finished if item[0].guards == NO_PREFLIGHT]),
+        "without_preflight": _faults([item for item in finished if item[0].guards == NO_PREFLIGHT]),
         "healthy": _healthy([(run, line) for run, line in finished if run.fault is None]),
     }
 
@@ -146,8 +146,10 @@ def in_markdown(results: Mapping[str, Any]) -> str:
         "model (paired t test over 120 documents, p < 0.01).",
         "Guards as configured by default, with held-out comparisons for pre-flight and a witness:",
         _table(results["faults"]),
-        "The same faults with pre-flight off, to see what the guards of an update do alone:",
-        _table(results["faults_without_preflight"]),
+        "The same faults with pre-flight off, to see what the guards of an update do alone. A model that "
+        "is wrong from the start and stays as it is gives them nothing to compare with: that only pre-flight "
+        "sees, or the witness and people in time.",
+        _short_table(results["without_preflight"]),
         f"Healthy runs: {healthy['runs']} of varied configuration (learning rate, KL penalty, epochs, "
         "minibatches, batch, samples per prompt, temperature, schedule, value function, whitening), "
         f"{healthy['updates']} updates; the mean score rose in {healthy['score_rose']}. The cord was pulled "
@@ -170,11 +172,25 @@ def _table(faults: Sequence[Mapping[str, Any]]) -> str:
         "|---|---|---:|---:|---:|---:|---|",
     ]
     for entry in faults:
-        by = ", ".join(f"`{guard}` {count}" for guard, count in list(entry["by"].items())[:GUARDS_SHOWN])
+        by = _counts(dict(list(entry["by"].items())[:GUARDS_SHOWN]))
         median = "" if entry["median_updates"] is None else f"{entry['median_updates']:g}"
         rows.append(
             f"| `{entry['fault']}` | {entry['what']} | {entry['runs']} | {entry['caught']} "
             f"| {median} | {entry['bad_versions_published']} | {by} |"
+        )
+    return "\n".join(rows)
+
+
+def _short_table(faults: Sequence[Mapping[str, Any]]) -> str:
+    rows = [
+        "| fault | runs | caught | median updates | bad versions published | by |",
+        "|---|---:|---:|---:|---:|---|",
+    ]
+    for entry in faults:
+        median = "" if entry["median_updates"] is None else f"{entry['median_updates']:g}"
+        rows.append(
+            f"| `{entry['fault']}` | {entry['runs']} | {entry['caught']} | {median} "
+            f"| {entry['bad_versions_published']} | {_counts(entry['by'])} |"
         )
     return "\n".join(rows)
 
@@ -201,7 +217,7 @@ def _draw_faults(axes: Any, names: Sequence[str], results: Mapping[str, Any]) ->
     """One dot per run, side by side where several runs raised the alarm after as many updates."""
     for arm, label, colour, offset in (
         ("faults", "all guards", "tab:blue", -0.16),
-        ("faults_without_preflight", "pre-flight off", "tab:orange", 0.16),
+        ("without_preflight", "pre-flight off", "tab:orange", 0.16),
     ):
         dots = [
             (updates + 0.09 * number, names.index(entry["fault"]) + offset)
