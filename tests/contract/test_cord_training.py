@@ -263,7 +263,7 @@ def test_a_pull_stops_the_run_within_one_optimizer_step(
 
 def test_a_run_that_was_stopped_by_the_cord_gives_the_numbers_of_one_that_was_not(line: Line) -> None:
     """Also when its process ends meanwhile: the checkpoint is all that the next one needs."""
-    config = line.config(updates=3)
+    config = line.config(updates=6)
     client = line.serve_trainer("whole")
     whole = finish(client, client.start_run("ppo", config))
     expected = line.world.store.resolve("policy@latest").version.weights_sha256
