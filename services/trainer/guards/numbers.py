@@ -10,7 +10,7 @@ import numpy as np
 
 from services.trainer.guards.guard import Finding, GuardName, Memoryless, UpdateFacts, find
 
-LARGEST_RATIO = 10_000.0  # of new to old probability of a token; one of thousands may well reach 400
+LARGEST_RATIO = 1e9  # of new to old probability of a token; one rare token of thousands may well reach 1e5
 GRADIENT_TIMES_THE_USUAL = 100.0
 LOWEST_EXPLAINED_VARIANCE = -100.0  # of a value function that does not know the rewards' scale
 
