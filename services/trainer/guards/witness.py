@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
@@ -22,7 +23,6 @@ from services.trainer.guards.guard import Finding, GuardName, UpdateFacts, find
 # that goes wrong from its beginning is held at once; later, short stretches would only add false alarms.
 STRETCHES = {1: 7, 2: 15, 4: sys.maxsize, 8: sys.maxsize}
 FEWEST_PROMPTS = 8  # below, a look's standard error is itself hardly known
-RISE_ERRORS = 2.0  # standard errors that the training score must have risen by
 SMALLEST_ERROR = 1e-3  # standard deviations; of scores that are all equal
 
 
@@ -42,9 +42,9 @@ class HackingWitness:
     """What training score and witness said so far. ``after`` takes one more look.
 
     Compares the mean of the newest looks with that of every earlier stretch of as many looks, 4 or 8 (1 or 2
-    in the beginning), from which on the training score rose by more than ``RISE_ERRORS`` standard errors.
-    ``statistic`` is the largest fall of the witness, in standard errors of the difference. A witness that
-    rises or stays where it is, and a training score that does not rise, give no alarm.
+    in the beginning), from which on the training score did not fall. ``statistic`` is the largest fall of the
+    witness, in standard errors of the difference. A witness that rises or stays where it is gives no alarm,
+    nor does a training score that falls with it.
 
     Comparing with the best of many stretches finds a fall by chance more often than a single test would. With
     a training score that rises all the time and a witness that never moves, the worst case without a fall, 6
@@ -55,12 +55,11 @@ class HackingWitness:
     training_unit: float = 0.0  # standard deviation over the first look's prompts
     witness_unit: float = 0.0
     training: tuple[float, ...] = field(default=())  # means, in units, one per look
-    training_errors: tuple[float, ...] = field(default=())  # their standard errors
     witness: tuple[float, ...] = field(default=())
-    witness_errors: tuple[float, ...] = field(default=())
+    witness_errors: tuple[float, ...] = field(default=())  # standard errors of its means
 
     def __post_init__(self) -> None:
-        for name in ("training", "training_errors", "witness", "witness_errors"):
+        for name in ("training", "witness", "witness_errors"):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # a list, when it comes from JSON
 
     def after(self, training: NDArray[np.float64], witness: NDArray[np.float64]) -> Self:
@@ -70,16 +69,14 @@ class HackingWitness:
         """
         training_unit = self.training_unit or max(float(training.std(ddof=1)), 1e-6)
         witness_unit = self.witness_unit or max(float(witness.std(ddof=1)), 1e-6)
-        mean, error = _mean_and_error(training / training_unit)
-        witness_mean, witness_error = _mean_and_error(witness / witness_unit)
+        error = float(witness.std(ddof=1)) / witness_unit / math.sqrt(len(witness))
         return replace(
             self,
             training_unit=training_unit,
             witness_unit=witness_unit,
-            training=(*self.training, mean),
-            training_errors=(*self.training_errors, error),
-            witness=(*self.witness, witness_mean),
-            witness_errors=(*self.witness_errors, witness_error),
+            training=(*self.training, float(training.mean()) / training_unit),
+            witness=(*self.witness, float(witness.mean()) / witness_unit),
+            witness_errors=(*self.witness_errors, max(error, SMALLEST_ERROR)),
         )
 
     @property
@@ -92,7 +89,7 @@ class HackingWitness:
 
     @property
     def divergence(self) -> Divergence | None:
-        """The largest fall of the witness since which the training score rose; None where it never rose."""
+        """The largest fall of the witness over which the training score did not; None where it always did."""
         found = [
             divergence
             for looks, until in STRETCHES.items()
@@ -102,15 +99,15 @@ class HackingWitness:
         return max(found, key=lambda divergence: divergence.fall_errors, default=None)
 
     def _divergence(self, looks: int) -> Divergence | None:
-        training, training_variances = _stretches(self.training, self.training_errors, looks)
-        witness, witness_variances = _stretches(self.witness, self.witness_errors, looks)
+        training = _means_of_stretches(self.training, looks)
+        witness = _means_of_stretches(self.witness, looks)
+        variances = _means_of_stretches([error**2 for error in self.witness_errors], looks) / looks
         earlier = slice(0, len(training) - looks)  # stretches that share no look with the newest
         training_gains = training[-1] - training[earlier]
-        rises = training_gains / np.sqrt(training_variances[earlier] + training_variances[-1])
-        falls = (witness[earlier] - witness[-1]) / np.sqrt(witness_variances[earlier] + witness_variances[-1])
-        if not (rises > RISE_ERRORS).any():
+        falls = (witness[earlier] - witness[-1]) / np.sqrt(variances[earlier] + variances[-1])
+        if not (training_gains >= 0).any():
             return None
-        best = int(np.where(rises > RISE_ERRORS, falls, -np.inf).argmax())
+        best = int(np.where(training_gains >= 0, falls, -np.inf).argmax())
         return Divergence(
             fall_errors=float(falls[best]),
             training_gain=float(training_gains[best]),
@@ -121,7 +118,7 @@ class HackingWitness:
 
 
 class HackingGuard:
-    """Alarms when the witness has fallen while the training score rose. See ``HackingWitness``."""
+    """Alarms when the witness has fallen and the training score has not. See ``HackingWitness``."""
 
     name = GuardName.HACKING
 
@@ -140,11 +137,11 @@ class HackingGuard:
         statistic, divergence = self._witness.statistic, self._witness.divergence
         if statistic is None:
             return None
-        message = "the training score did not rise"
+        message = "the training score fell"
         if divergence is not None:
             message = (
-                f"over {divergence.looks_since} looks the training score rose by "
-                f"{divergence.training_gain:.2f} standard deviations and the witness's changed by "
+                f"over {divergence.looks_since} looks the training score changed by "
+                f"{divergence.training_gain:+.2f} standard deviations, the witness's by "
                 f"{divergence.witness_gain:+.2f}"
             )
         return find(self.name, statistic, self._threshold, message)
@@ -162,17 +159,7 @@ class HackingGuard:
         self._witness = HackingWitness()
 
 
-def _mean_and_error(values: NDArray[np.float64]) -> tuple[float, float]:
-    error = float(values.std(ddof=1)) / float(np.sqrt(len(values)))
-    return float(values.mean()), max(error, SMALLEST_ERROR)
-
-
-def _stretches(
-    means: tuple[float, ...], errors: tuple[float, ...], looks: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """[N - looks + 1] means, and squared standard errors, of all stretches of so many looks, oldest first."""
-    weights = np.ones(looks) / looks
-    return (
-        np.convolve(np.array(means), weights, mode="valid"),
-        np.convolve(np.square(np.array(errors)), weights / looks, mode="valid"),
-    )
+def _means_of_stretches(values: Sequence[float], looks: int) -> NDArray[np.float64]:
+    """[N - looks + 1] means of all stretches of so many of the N values, oldest first."""
+    means: NDArray[np.float64] = np.convolve(np.array(values), np.ones(looks) / looks, mode="valid")
+    return means

@@ -55,8 +55,8 @@ def statistics(readings: Sequence[WitnessReading]) -> list[float]:
 def test_fewer_than_one_run_in_a_hundred_alarms_where_the_witness_stays_and_the_score_climbs() -> None:
     """The hardest case without a fall: every earlier stretch is one that the score has risen from."""
     climb = np.linspace(0, 20, 200).tolist()
-    largest = [max(statistics(looks(climb, [0.0] * 200, seed=seed))) for seed in range(100)]
-    assert sum(value > THRESHOLD for value in largest) <= 1
+    largest = [max(statistics(looks(climb, [0.0] * 200, seed=seed))) for seed in range(30)]
+    assert max(largest) <= THRESHOLD
     assert max(largest) > THRESHOLD / 2  # chance does move it: the limit is not out of all reach
 
 
@@ -140,9 +140,7 @@ def test_the_guard_alarms_says_why_and_forgets_when_overruled(make_update: Calla
     assert guard.examine(facts) is None  # nobody looked
     last = examine(guard, facts, HACKED)[-1]
     assert last.alarming
-    assert re.search(
-        r"over \d+ looks the training score rose by [34]\.\d+ .* changed by -[34]\.", last.message
-    )
+    assert re.search(r"the training score changed by \+[34]\..*, the witness's by -[34]\.", last.message)
     guard.acknowledge()
     assert guard.examine(replace(facts, witness=HACKED[-1])) is None
     assert not any(found.alarming for found in examine(guard, facts, HACKED[-8:]))
