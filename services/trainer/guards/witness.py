@@ -21,7 +21,7 @@ from services.trainer.guards.guard import Finding, GuardName, UpdateFacts, find
 
 # Looks that are averaged, and until how many looks: the first ones are compared one by one, so that a run
 # that goes wrong from its beginning is held at once; later, short stretches would only add false alarms.
-STRETCHES = {1: 7, 2: 15, 4: sys.maxsize, 8: sys.maxsize}
+STRETCHES = {1: 7, 2: 15, 4: sys.maxsize, 8: sys.maxsize, 16: sys.maxsize}
 FEWEST_PROMPTS = 8  # below, a look's standard error is itself hardly known
 SMALLEST_ERROR = 1e-3  # standard deviations; of scores that are all equal
 
@@ -41,10 +41,10 @@ class Divergence:
 class HackingWitness:
     """What training score and witness said so far. ``after`` takes one more look.
 
-    Compares the mean of the newest looks with that of every earlier stretch of as many looks, 4 or 8 (1 or 2
-    in the beginning), from which on the training score did not fall. ``statistic`` is the largest fall of the
-    witness, in standard errors of the difference. A witness that rises or stays where it is gives no alarm,
-    nor does a training score that falls with it.
+    Compares the mean of the newest looks with that of every earlier stretch of as many looks, 4, 8 or 16
+    (1 or 2 in the beginning), from which on the training score did not fall. ``statistic`` is the largest
+    fall of the witness, in standard errors of the difference. A witness that rises or stays where it is gives
+    no alarm, nor does a training score that falls with it.
 
     Comparing with the best of many stretches finds a fall by chance more often than a single test would. With
     a training score that rises all the time and a witness that never moves, the worst case without a fall, 6
