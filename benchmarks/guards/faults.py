@@ -365,16 +365,16 @@ FAULTS: Sequence[Fault] = (
     ),
     Fault(
         name="hackable_reward_model",
-        what="the reward model learned from people who like length, and nothing holds the policy back",
+        what="the reward model learned from people who count words, and nothing holds the policy back",
         plant=_nothing,
         reward_model="hackable",
         config={
-            "updates": 24,
+            "updates": 16,
             "kl": {"kind": "fixed", "beta": 0.0},
-            "learning_rate": 0.0005,
-            "epochs": 4,
             "schedule": "constant",
-            "max_new_tokens": 64,  # room to ramble
+            "max_new_tokens": 48,  # room to ramble
+            "batch_prompts": 64,  # each a word of the witness
+            "samples_per_prompt": 1,
             "store_interval": 1,  # so that each can be judged
             # What learned from sound labels is the best witness there is of what did not.
             "guards": {"witness": {"model": "reward@latest"}},

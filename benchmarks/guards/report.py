@@ -95,6 +95,7 @@ def _healthy(finished: Sequence[tuple[PlannedRun, Line]]) -> dict[str, Any]:
         "holds": holds,  # of any kind, cord pulls included
         "held_by": dict(Counter(guard for entry in entries for guard in entry["held_by"])),
         "warned_by": dict(Counter(guard for entry in entries for guard in entry["warned"])),
+        "remarks": dict(Counter(entry["remark"] for entry in entries if "remark" in entry)),
         "score_rose": sum((entry["score_gain"] or 0) > 0 for entry in entries),
         "median_score_gain": _median([entry["score_gain"] for entry in entries]),
         "median_guard_share_of_update_time": _median([entry["guard_share"] for entry in entries]),
@@ -135,17 +136,20 @@ def in_markdown(results: Mapping[str, Any]) -> str:
     share = healthy["median_guard_share_of_update_time"] or 0.0
     held = f" (by {_counts(healthy['held_by'])})" if healthy["held_by"] else ""
     warned = _counts(healthy["warned_by"]) or "none"
+    remarks = "".join(f" Healthy runs {what}: {count}." for what, count in healthy["remarks"].items())
     paragraphs = [
         "`make bench-guards` writes this section, the plot and `benchmarks/results/guards.json`. Every run "
         "is a whole PPO run over real services, on models that the real stages trained on the built-in "
-        f"corpus, in {NUM_WORLDS} worlds ("
-        f"{results['machine']}). A fault is planted by patching the source or a "
-        "running object. *Updates* counts from the planting to the alarm; 0 is before the first. A *bad "
-        "version* is one that was published although its weights had been computed from faulty data; for "
-        "the hackable reward model, one that the gold judge finds significantly worse than the supervised "
-        "model (paired t test over 120 documents, p < 0.01).",
+        f"corpus: five seeds on {NUM_WORLDS} trained worlds ({results['machine']}). A fault is planted by "
+        "patching the source or a running object. *Updates* counts from the planting to the alarm; 0 is "
+        "before the first. A *bad version* is one that was published although its weights had been computed "
+        "from faulty data; for the hackable reward model, one that the gold judge finds significantly worse "
+        "than the supervised model (paired t test over 120 documents, p < 0.01). A name in capitals is an "
+        "error that ended the run: `PEER_LOST` here means that the sampler refused weights whose checksum "
+        "was wrong.",
         "Guards as configured by default, with held-out comparisons for pre-flight and a witness:",
         _table(results["faults"]),
+        *_not_mastered(results["faults"]),
         "The same faults with pre-flight off, to see what the guards of an update do alone. A model that "
         "is wrong from the start and stays as it is gives them nothing to compare with: that only pre-flight "
         "sees, or the witness and people in time.",
@@ -156,6 +160,9 @@ def in_markdown(results: Mapping[str, Any]) -> str:
         f"in {healthy['cord_pulls']} of them ({healthy['low']:.1%} to {healthy['high']:.1%} of runs, 95 % "
         f"Clopper-Pearson); {healthy['holds']} were held in all{held}. Warnings: {warned}. "
         f"Guards took {share:.0%} of an update's time with these tiny models.",
+        "Thresholds were set while looking at runs of this benchmark: it shows that they separate, not how "
+        "rare a false alarm is elsewhere. The models are tiny; their posts, people and judge are simulated."
+        + remarks,
         "![When each fault raises an alarm, and how far healthy runs stay from each guard's threshold]"
         f"({PLOT.relative_to('docs')})",
     ]
@@ -179,6 +186,18 @@ def _table(faults: Sequence[Mapping[str, Any]]) -> str:
             f"| {median} | {entry['bad_versions_published']} | {by} |"
         )
     return "\n".join(rows)
+
+
+def _not_mastered(faults: Sequence[Mapping[str, Any]]) -> list[str]:
+    names = [
+        f"`{fault['fault']}` ({fault['caught']} of {fault['runs']} caught, {fault['bad_versions_published']} "
+        "bad versions)"
+        for fault in faults
+        if fault["caught"] < fault["runs"] or fault["bad_versions_published"] > 0
+    ]
+    if not names:
+        return []
+    return [f"Not mastered: {', '.join(names)}. There the guards came too late or not at all."]
 
 
 def _short_table(faults: Sequence[Mapping[str, Any]]) -> str:

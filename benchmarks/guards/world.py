@@ -36,7 +36,7 @@ PROMPTS = 600
 SFT_DOCUMENTS = 12_000
 DETECTION_STEPS = 900
 LABELERS = 20
-HACKED_BIAS_PER_WORD = 0.05  # of the labelers behind the hackable reward model; a complete summary earns 1
+HACKED_BIAS_PER_WORD = 0.3  # of the labelers behind the hackable reward model; a complete summary earns 1
 SAMPLING_BATCH = 64
 
 
