@@ -6,12 +6,14 @@ run when enough steps have been done, so that storing the result is not part of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Generic, TypeVar
 
 from andon.modeling.store import ModelStore
 from andon.modeling.versions import ModelVersion
+from services.trainer.guards.guard import Alarm, Finding
+from services.trainer.ranks import Ranks
 from services.trainer.stages.context import RunStopped, StageClients, StageState
 
 Reading = TypeVar("Reading")
@@ -36,6 +38,7 @@ class TimedRun(Generic[Reading]):
         self.store = store
         self.clients = clients
         self.threads = threads
+        self.ranks = Ranks()
         self.metrics: list[Mapping[str, float]] = []  # of the timed steps
         self._num_steps = num_steps
         self._clock = clock
@@ -72,6 +75,15 @@ class TimedRun(Generic[Reading]):
 
     def published(self, model: ModelVersion, *, stored: bool) -> None:
         """Nobody is told."""
+
+    def guards_checked(self, findings: Sequence[Finding], *, seconds: float) -> None:
+        """Nobody is told."""
+
+    def alarm(self, alarms: Sequence[Alarm]) -> None:
+        """Nobody holds the run."""
+
+    def when_cord_holds(self, act: Callable[[], None]) -> None:
+        """There is no cord."""
 
     def waiting(self, message: str) -> None:
         """Nobody is told."""
