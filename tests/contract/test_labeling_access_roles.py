@@ -25,7 +25,15 @@ from tests.tokens import ROLES, TOKENS, with_token
 TIMEOUT_S = 30
 PACKAGE = "andon.api.labeling.v1"
 
-ANSWERING = {"LeaseTasks", "SubmitAnswers", "SkipTasks", "PullCord", "GetCord", "WatchCord"}
+ANSWERING = {
+    "LeaseTasks",
+    "SubmitAnswers",
+    "SkipTasks",
+    "PullCord",
+    "GetCord",
+    "WatchCord",
+    "ListCordEvents",
+}
 DATA = {
     "CreateProject",
     "ListProjects",

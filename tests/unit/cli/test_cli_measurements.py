@@ -93,6 +93,7 @@ class LengthReward:
             normalization=NO_NORMALIZATION,
             queue_s=0,
             compute_s=0,
+            tokenizer_fingerprint="",
         )
 
     def load_model(self, name: str, **_: object) -> None:
