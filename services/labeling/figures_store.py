@@ -86,7 +86,8 @@ class FiguresStore:
                 .limit(MAX_WAITING_SLOTS)
                 .subquery()
             )
-            num_waiting = connection.execute(sa.select(sa.func.count(sa.distinct(free.c.task_id)))).scalar_one()
+            tasks = sa.func.count(sa.distinct(free.c.task_id))
+            num_waiting = connection.execute(sa.select(tasks)).scalar_one()
             active: set[str] = set()
             for table, counter in ((comparisons, "comparison"), (demonstrations, "demonstration")):
                 # Not distinct in SQL: SQLite would look through the index of everybody's answers for it.
