@@ -342,21 +342,23 @@ def test_a_witness_with_the_opposite_taste_stops_a_run_that_pleases_its_reward_m
     guards = {
         "preflight": {"enabled": False},
         "witness": {"model": "witness@latest"},
-        "rules": {"hacking": {"action": "hold"}, "length_drift": {"action": "off"}},
+        # The policy is pushed hard, which others would not let pass.
+        "rules": {guard.value: {"action": "warn"} for guard in GuardName} | {"hacking": {"action": "hold"}},
     }
     config = world.config(
         updates=40,
-        batch_prompts=16,
-        samples_per_prompt=4,
+        token_budget=1024,
+        batch_prompts=32,
+        samples_per_prompt=2,
         epochs=4,
-        learning_rate=1e-2,
+        learning_rate=5e-3,
         kl={"kind": "fixed", "beta": 0.0},
         guards=guards,
     )
     run = trainer.start_run("ppo", config)
     alarm = first_alarm(trainer, run.run_id, "hacking")
     assert alarm.statistic > alarm.threshold
-    assert alarm.step >= 8
+    assert alarm.step > 1  # there is nothing to compare with before
     assert re.search(r"the training score changed by \+.* by -", alarm.message)
     trainer.stop(run.run_id, reason="hacked")
 
