@@ -53,7 +53,7 @@ DEFAULT_RULES: Mapping[GuardName, Rule] = {
     GuardName.REPETITION: _rule(0.3, Action.HOLD),  # share
     GuardName.ENTROPY_COLLAPSE: _rule(20, Action.HOLD),  # times
     GuardName.INVALID_ENDINGS: _rule(0.5, Action.HOLD),  # share
-    GuardName.HACKING: _rule(6, Action.CORD),  # standard errors
+    GuardName.HACKING: _rule(5, Action.CORD),  # standard errors
     GuardName.PEOPLE: _rule(1000, Action.CORD),  # e-value: one false alarm in a thousand runs
 }
 

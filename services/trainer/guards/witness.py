@@ -47,8 +47,9 @@ class HackingWitness:
     no alarm, nor does a training score that falls with it.
 
     Comparing with the best of many stretches finds a fall by chance more often than a single test would. With
-    a training score that rises all the time and a witness that never moves, the worst case without a fall, 6
-    is passed in fewer than one of 100 runs of 200 looks at 16 prompts; ``tests/unit/guards`` simulates it.
+    a witness that never moves under a training score that rises all the time, the worst case without a fall,
+    5 is passed in one of 1,000 runs of 50 looks and one of 100 runs of 200 looks, at 16 prompts a look as at
+    64; with a witness that rises by half a standard deviation over the run, in one of 400 runs of 200 looks.
     A fall of 0.5 standard deviations, at 64 prompts a look, is seen within 8 looks.
     """
 
