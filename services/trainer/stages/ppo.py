@@ -287,7 +287,7 @@ class PpoStage:
             self._experience = self._gather_experience(update)
             with self._timed("guard_seconds"):
                 self._guards.before_update(self._experience)
-            context.obey(self._state)
+        context.obey(self._state)  # also before the first step of an update that is taken up in its middle
         experience = self._experience
         rate_factor = learning_rate_factor(update - 1, config.num_updates, kind=config.schedule)
         with self._timed("optimise_seconds"):
