@@ -11,7 +11,7 @@ from benchmarks.guards.faults import FAULTS, Fault
 
 SEEDS = range(5)
 SEEDS_WITHOUT_PREFLIGHT = range(2)
-NUM_WORLDS = 3  # a seed's runs happen in the world of its remainder
+NUM_WORLDS = 5  # a seed's runs happen in the world of its remainder
 HEALTHY_RUNS = 52
 ALL_GUARDS = "all"
 NO_PREFLIGHT = "no pre-flight"
