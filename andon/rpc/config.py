@@ -2,8 +2,8 @@
 
 ``python -m services.<name>`` calls ``load_config`` with its own class derived from ``ServerConfig``. A flag,
 file key or ``ANDON_<SERVICE>_*`` variable that names no field ends the process with exit code 2 and one clear
-message. TLS and bearer tokens are not here yet, which is why a bind address that others can reach must be
-allowed by name.
+message; so do files of certificates and tokens that cannot be used. An address that other machines can reach
+and on which nothing is encrypted must be allowed by name.
 
     python -m services.policy --config policy.yaml --port 50061 --no-reflection
     ANDON_POLICY_PORT=50061 python -m services.policy
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,10 @@ from pydantic_settings import (
     SettingsConfigDict,
     SettingsError,
 )
+
+from andon.errors import InvalidArgumentError
+from andon.rpc.tls import TlsFiles, read_server_material
+from andon.rpc.token_file import read_token_file
 
 # ANDON_<SERVICE>_TARGET tells clients where a service is and may well stand in a server's environment too.
 VARIABLES_OF_OTHERS = frozenset({"target", "config"})
@@ -55,8 +60,34 @@ class ServerConfig(BaseSettings):
     """Address of the Prometheus port."""
     metrics_port: Port
     """Prometheus port; 0 takes a free one."""
+    health_host: str = "127.0.0.1"
+    """Address of the health port."""
+    health_port: Port | None = None
+    """A further port with nothing but grpc.health.v1, never encrypted, for probes that speak no TLS; 0 takes
+    a free one. Off by default.
+    """
     allow_insecure_bind: bool = False
-    """Allows addresses that other machines can reach, although the connection is not encrypted."""
+    """Allows addresses that other machines can reach, although the connection is not encrypted. With TLS
+    these are the metrics and the health port.
+    """
+    tls_certificate: Path | None = None
+    """PEM file with the certificate chain; with it the gRPC port speaks TLS only. Read again when it
+    changes.
+    """
+    tls_key: Path | None = None
+    """PEM file with the certificate's key, without a password."""
+    tls_client_ca: Path | None = None
+    """PEM file with authorities; with it callers must show a certificate of one of them (mTLS)."""
+    tokens: Path | None = None
+    """YAML or JSON list of {name, role, sha256}: with it every call needs a bearer token whose role may make
+    it. Read again when it changes.
+    """
+    calls_per_second: float | None = Field(default=None, gt=0)
+    """How many calls one caller may make in the long run; further ones answer RESOURCE_EXHAUSTED with
+    RATE_LIMITED. No limit by default.
+    """
+    calls_burst: int | None = Field(default=None, ge=1)
+    """How many calls one caller may make at once; the calls of one second when left out."""
     reflection: bool = True
     """Lets tools such as grpcurl and buf curl ask for the schema."""
     max_message_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)
@@ -98,7 +129,40 @@ class ServerConfig(BaseSettings):
 
     def open_addresses(self) -> list[tuple[str, str]]:
         """Fields with addresses on which nothing is encrypted, and their values."""
-        return [("host", self.host), ("metrics_host", self.metrics_host)]
+        addresses = [] if self.tls_certificate is not None else [("host", self.host)]
+        addresses.append(("metrics_host", self.metrics_host))
+        if self.health_port is not None:
+            addresses.append(("health_host", self.health_host))
+        return addresses
+
+    @property
+    def tls_files(self) -> TlsFiles | None:
+        """What the gRPC port is encrypted with; None where it is not."""
+        if self.tls_certificate is None or self.tls_key is None:
+            return None
+        return TlsFiles(certificate=self.tls_certificate, key=self.tls_key, client_ca=self.tls_client_ca)
+
+    @property
+    def burst(self) -> int:
+        """How many calls one caller may make at once, where there is a limit."""
+        return self.calls_burst or max(1, math.ceil(self.calls_per_second or 1.0))
+
+    @model_validator(mode="after")
+    def _check_files(self) -> ServerConfig:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key are given together")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise ValueError("tls_client_ca needs tls_certificate and tls_key")
+        if self.calls_burst is not None and self.calls_per_second is None:
+            raise ValueError("calls_burst needs calls_per_second")
+        try:
+            if self.tls_files is not None:
+                read_server_material(self.tls_files)
+            if self.tokens is not None:
+                read_token_file(self.tokens)
+        except InvalidArgumentError as error:
+            raise ValueError(error.message) from error
+        return self
 
     @model_validator(mode="after")
     def _refuse_open_bind(self) -> ServerConfig:

@@ -1,7 +1,8 @@
 """Decides how an error of ours travels as a gRPC status, and how it comes back out of one.
 
 The interceptor calls ``error_to_status``, clients call ``error_from_rpc``. The status carries one
-``google.rpc.ErrorInfo`` with domain "andon", the reason and the metadata. Texts are cut to fit into gRPC's 8
+``google.rpc.ErrorInfo`` with domain "andon", the reason and the metadata, and ``google.rpc.RetryInfo`` where
+the error says when to repeat. Texts are cut to fit into gRPC's 8
 KiB of trailing metadata, beyond which a peer would see another error than ours.
 """
 
@@ -11,12 +12,13 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from google.protobuf import any_pb2
+from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status
 
 from andon import errors
 from andon.errors import AndonError
+from andon.rpc.limits import RETRY_AFTER
 
 DOMAIN = "andon"
 MAX_MESSAGE_CHARACTERS = 500
@@ -56,13 +58,15 @@ def error_to_status(error: AndonError) -> status_pb2.Status:
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)
     for key in list(error.metadata)[:MAX_METADATA_ENTRIES]:
         info.metadata[key] = _cut(error.metadata[key], MAX_VALUE_CHARACTERS)
-    detail = any_pb2.Any()
-    detail.Pack(info)
-    return status_pb2.Status(
-        code=grpc.StatusCode[error.code].value[0],
-        message=_cut(error.message, MAX_MESSAGE_CHARACTERS),
-        details=[detail],
+    status = status_pb2.Status(
+        code=grpc.StatusCode[error.code].value[0], message=_cut(error.message, MAX_MESSAGE_CHARACTERS)
     )
+    status.details.add().Pack(info)
+    if RETRY_AFTER in error.metadata:
+        delay = duration_pb2.Duration()
+        delay.FromMilliseconds(round(float(error.metadata[RETRY_AFTER]) * 1000))
+        status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+    return status
 
 
 def error_from_rpc(error: grpc.RpcError) -> AndonError:

@@ -3,7 +3,8 @@
 ``andon.rpc.server`` installs one ``CallInterceptor``, which wraps the methods under ``andon.api``; health and
 reflection pass through untouched. It parses requests itself because gRPC would answer UNKNOWN, with the text
 of a Python exception, to bytes that are no message. Servicers are plain coroutines, or async generators where
-they stream answers. Who calls is asked before a request is parsed, and again while a stream runs: ``auth``.
+they stream answers. Who calls is asked before a request is parsed, and again while a stream runs: ``auth``;
+whoever calls too often is refused there too: ``limits``.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ from andon.errors import (
     InvalidArgumentError,
     UnavailableError,
 )
-from andon.rpc.auth import AccessPolicy, Caller, authenticate
+from andon.rpc.auth import AccessPolicy, Caller, authenticate, current_caller
 from andon.rpc.deadline import set_call_deadline
 from andon.rpc.errors import error_to_status
+from andon.rpc.limits import RATE_LIMITED, CallLimiter, peer_address
 from andon.rpc.metrics import CallMetrics
 
 OWN_PREFIX = "/andon.api."
@@ -58,10 +60,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         default_deadline_s: float,
         default_stream_deadline_s: float,
         access_policy: AccessPolicy | None = None,
+        limiter: CallLimiter | None = None,
     ) -> None:
-        """``access_policy`` is None for a service that asks nobody who they are."""
+        """``access_policy`` is None for a service that asks nobody who they are, ``limiter`` for one that
+        takes as many calls as come.
+        """
         self.open = False
         self._access_policy = access_policy
+        self._limiter = limiter
         self._metrics = metrics
         self._default_deadline_s = default_deadline_s
         self._default_stream_deadline_s = default_stream_deadline_s
@@ -142,9 +148,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 async with self._deadline(context, streams_answers=streams_answers):
                     entry = _Entry(self._access_policy, path, context)
                     await entry.check()
+                    if self._limiter is not None:
+                        caller = current_caller()
+                        self._limiter.admit(peer_address(peer) if caller is None else caller.name)
                     yield entry
             except AndonError as error:
                 code, reason = error.code, error.reason
+                if reason == RATE_LIMITED:
+                    self._metrics.rate_limited.labels(service, method).inc()
                 await _abort(context, error)
             except grpc.aio.AbortError:
                 code = _code_set_by(context)

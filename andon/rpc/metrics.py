@@ -21,6 +21,7 @@ EXPECTED_CODES = (
     "INVALID_ARGUMENT",
     "NOT_FOUND",
     "ALREADY_EXISTS",
+    "UNAUTHENTICATED",
     "PERMISSION_DENIED",
     "FAILED_PRECONDITION",
     "RESOURCE_EXHAUSTED",
@@ -53,14 +54,40 @@ class CallMetrics:
         self.in_progress = Gauge(
             "andon_rpc_in_progress", "Calls in progress.", _CALL_LABELS, registry=registry
         )
+        self.rate_limited = Counter(
+            "andon_rpc_rate_limited_total",
+            "Calls refused because their caller made too many.",
+            _CALL_LABELS,
+            registry=registry,
+        )
 
     def expect(self, methods: Iterable[tuple[str, str]]) -> None:
         """Start the series of these (service, method) pairs at 0."""
         for service, method in methods:
             self.seconds.labels(service, method)
             self.in_progress.labels(service, method)
+            self.rate_limited.labels(service, method)
             for code in EXPECTED_CODES:
                 self.handled.labels(service, method, code)
+
+
+class TlsMetrics:
+    """The certificate of the gRPC port. Made only where the port is encrypted."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.expiry = Gauge(
+            "andon_tls_certificate_expiry_timestamp_seconds",
+            "When the certificate in use ends to be good, in seconds since 1970. No series without TLS.",
+            registry=registry,
+        )
+        self.rotations = Counter(
+            "andon_tls_rotations_total",
+            "Changes of the certificate's files, by whether they could be used.",
+            ["outcome"],
+            registry=registry,
+        )
+        for outcome in ("ok", "refused"):
+            self.rotations.labels(outcome)
 
 
 class WorkerMetrics:

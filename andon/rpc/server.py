@@ -1,9 +1,9 @@
 """Decides the order in which a server comes up and goes down. The only place that knows it.
 
-Up: metrics port, gRPC port, ``service.start``, health SERVING, the ready line. Down, on SIGTERM or SIGINT:
-health NOT_SERVING, one probe period with the port still open, no new calls while running ones get the grace
-period and the service drains, ``service.close``, metrics port. ``run_service`` does both for a process,
-``RunningServer`` for a test.
+Up: metrics port, gRPC port, health port, ``service.start``, health SERVING, the ready line. Down, on SIGTERM
+or SIGINT: health NOT_SERVING, one probe period with the port still open, no new calls while running ones get
+the grace period and the service drains, ``service.close``, health port, metrics port. ``run_service`` does
+both for a process, ``RunningServer`` for a test.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import re
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TypeAlias
@@ -29,11 +30,15 @@ from prometheus_client import CollectorRegistry
 from andon.errors import AndonError
 from andon.observability.exporter import MetricsServer, register_process_metrics, start_metrics_server
 from andon.observability.logs import configure_logging
-from andon.rpc.auth import GuardedService
-from andon.rpc.config import ServerConfig
+from andon.rpc.auth import AccessPolicy, GuardedService
+from andon.rpc.config import ServerConfig, is_loopback
 from andon.rpc.interceptors import CallInterceptor
-from andon.rpc.metrics import CallMetrics
+from andon.rpc.limits import CallLimiter
+from andon.rpc.metrics import CallMetrics, TlsMetrics
+from andon.rpc.roles import TokenGuardedService
 from andon.rpc.service import Service, TalkativeService
+from andon.rpc.tls import ServerTls
+from andon.rpc.token_file import TokenFile
 
 # Quoted, because it takes parameters only in the stubs.
 HealthContext: TypeAlias = "grpc.aio.ServicerContext[HealthCheckRequest, HealthCheckResponse]"
@@ -42,7 +47,7 @@ _log = structlog.stdlib.get_logger("andon.rpc")
 
 
 class ServerStartError(Exception):
-    """A port is taken or cannot be bound."""
+    """A port is taken or cannot be bound, or the service cannot do what its settings ask for."""
 
 
 class EndingHealthServicer(health.aio.HealthServicer):
@@ -78,11 +83,13 @@ class RunningServer:
     def __init__(self, service: Service, config: ServerConfig, registry: CollectorRegistry) -> None:
         self.port = 0
         self.metrics_port = 0
+        self.health_port: int | None = None
         self._service = service
         self._config = config
         self._registry = registry
         self._metrics_server: MetricsServer | None = None
         self._server: grpc.aio.Server | None = None
+        self._health_server: grpc.aio.Server | None = None
         self._health: EndingHealthServicer | None = None
 
     @property
@@ -124,8 +131,13 @@ class RunningServer:
             metrics=call_metrics,
             default_deadline_s=config.default_deadline_s,
             default_stream_deadline_s=config.default_stream_deadline_s,
-            access_policy=(
-                self._service.access_policy if isinstance(self._service, GuardedService) else None
+            access_policy=_access_policy(self._service, config),
+            limiter=(
+                None
+                if config.calls_per_second is None
+                else CallLimiter(
+                    calls_per_second=config.calls_per_second, burst=config.burst, clock=time.monotonic
+                )
             ),
         )
         self._server = grpc.aio.server(
@@ -142,17 +154,28 @@ class RunningServer:
         if config.reflection:
             names = [*services, "grpc.health.v1.Health", reflection.SERVICE_NAME]
             reflection.enable_server_reflection(names, self._server)
-        try:
-            self.port = self._server.add_insecure_port(f"{config.host}:{config.port}")
-        except RuntimeError as error:
-            raise ServerStartError(f"gRPC port {config.host}:{config.port}: {error}") from error
+        self.port = _bind(self._server, config, self._registry)
         await self._server.start()
+        if config.health_port is not None:
+            await self._start_health_server(self._health, config.health_host, config.health_port)
+        if config.allow_insecure_bind:
+            left = [field for field, host in config.open_addresses() if not is_loopback(host)]
+            _log.info("open_without_encryption", fields=left)
 
         await self._service.start()
         interceptor.open = True
         for name in ("", *services):
             await self._health.set(name, HealthCheckResponse.SERVING)
         _log.info("serving", port=self.port, metrics_port=self.metrics_port)
+
+    async def _start_health_server(self, servicer: EndingHealthServicer, host: str, port: int) -> None:
+        self._health_server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        health_pb2_grpc.add_HealthServicer_to_server(servicer, self._health_server)
+        try:
+            self.health_port = self._health_server.add_insecure_port(f"{host}:{port}")
+        except RuntimeError as error:
+            raise ServerStartError(f"health port {host}:{port}: {error}") from error
+        await self._health_server.start()
 
     async def stop(self, *, grace_s: float) -> None:
         """Drain and free everything that is up."""
@@ -169,6 +192,9 @@ class RunningServer:
             finally:
                 await self._service.close()
                 self._server = None
+        if self._health_server is not None:
+            await self._health_server.stop(None)
+            self._health_server = None
         if self._metrics_server is not None:
             await asyncio.get_running_loop().run_in_executor(None, self._metrics_server.close)
             self._metrics_server = None
@@ -206,6 +232,8 @@ async def _serve(service: Service, config: ServerConfig, registry: CollectorRegi
     try:
         await starting
         ready = {"service": service.name, "port": running.port, "metrics_port": running.metrics_port}
+        if running.health_port is not None:
+            ready["health_port"] = running.health_port
         if isinstance(service, TalkativeService):
             ready.update(service.ready_facts)
         sys.stdout.write(f"ANDON_READY {json.dumps(ready)}\n")
@@ -215,6 +243,30 @@ async def _serve(service: Service, config: ServerConfig, registry: CollectorRegi
         stop_wait.cancel()
         if starting.exception() is None:
             await running.stop(grace_s=config.drain_grace_s)
+
+
+def _bind(server: grpc.aio.Server, config: ServerConfig, registry: CollectorRegistry) -> int:
+    """Open the gRPC port, encrypted where the config has certificates, and return its number."""
+    address = f"{config.host}:{config.port}"
+    try:
+        if config.tls_files is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(
+            address, ServerTls(config.tls_files, TlsMetrics(registry)).credentials()
+        )
+    except RuntimeError as error:
+        raise ServerStartError(f"gRPC port {address}: {error}") from error
+
+
+def _access_policy(service: Service, config: ServerConfig) -> AccessPolicy | None:
+    """Who may call what: by the service's own tokens, or by the file of tokens, or nobody is asked."""
+    if isinstance(service, GuardedService):
+        return service.access_policy
+    if config.tokens is None:
+        return None
+    if not isinstance(service, TokenGuardedService):
+        raise ServerStartError(f"the {service.name} service has no roles, so it can have no tokens")
+    return AccessPolicy(authenticator=TokenFile(config.tokens), roles_by_method=service.roles_by_method)
 
 
 def _channel_options(config: ServerConfig) -> list[tuple[str, int]]:

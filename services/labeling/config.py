@@ -116,6 +116,8 @@ class LabelingConfig(ServerConfig):
 
     @model_validator(mode="after")
     def _check_pairs(self) -> LabelingConfig:
+        if self.tokens is not None:
+            raise ValueError("tokens: this service has roles of its own and takes tokens_file")
         if (self.web_tls_certificate is None) != (self.web_tls_key is None):
             raise ValueError("web_tls_certificate and web_tls_key are given together")
         if self.session_idle_hours > self.session_hours and "session_idle_hours" in self.model_fields_set:

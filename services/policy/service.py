@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from andon.api.policy.v1 import policy_service_pb2 as policy_pb2
 from andon.api.policy.v1 import policy_service_pb2_grpc as policy_grpc
+from services.policy.access import ROLES_BY_METHOD
 from services.policy.config import PolicyConfig
 from services.policy.metrics import PolicyMetrics
 from services.policy.requests import MAX_STOP_TOKENS
@@ -22,6 +23,7 @@ class PolicyService:
     """The servicer, the model's thread and the metrics, as ``andon.rpc.server`` runs them."""
 
     name = "policy"
+    roles_by_method = ROLES_BY_METHOD
 
     def __init__(self, config: PolicyConfig, registry: CollectorRegistry) -> None:
         metrics = PolicyMetrics(registry)

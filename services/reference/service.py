@@ -12,6 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 from andon.api.reference.v1 import reference_service_pb2 as reference_pb2
 from andon.api.reference.v1 import reference_service_pb2_grpc as reference_grpc
 from andon.rpc.worker import ModelWorker
+from services.reference.access import ROLES_BY_METHOD
 from services.reference.config import ReferenceConfig
 from services.reference.metrics import ReferenceMetrics
 from services.reference.servicer import ReferenceServicer
@@ -21,6 +22,7 @@ class ReferenceService:
     """The servicer, the model thread and the metrics, as ``andon.rpc.server`` runs them."""
 
     name = "reference"
+    roles_by_method = ROLES_BY_METHOD
 
     def __init__(self, config: ReferenceConfig, registry: CollectorRegistry) -> None:
         metrics = ReferenceMetrics(registry)

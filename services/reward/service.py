@@ -12,6 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 from andon.api.reward.v1 import reward_service_pb2 as reward_pb2
 from andon.api.reward.v1 import reward_service_pb2_grpc as reward_grpc
 from andon.rpc.worker import ModelWorker
+from services.reward.access import ROLES_BY_METHOD
 from services.reward.config import RewardConfig
 from services.reward.metrics import RewardMetrics
 from services.reward.servicer import RewardServicer
@@ -21,6 +22,7 @@ class RewardService:
     """The servicer, the model thread and the metrics, as ``andon.rpc.server`` runs them."""
 
     name = "reward"
+    roles_by_method = ROLES_BY_METHOD
 
     def __init__(self, config: RewardConfig, registry: CollectorRegistry) -> None:
         metrics = RewardMetrics(registry)

@@ -133,7 +133,7 @@ def _may_pass(error: AndonError) -> bool:
         case UnavailableError() | DeadlineExceededError():
             return True
         case ResourceExhaustedError():
-            return error.reason == "QUEUE_FULL"
+            return error.reason in ("QUEUE_FULL", "RATE_LIMITED")
         case FailedPreconditionError():
             return error.reason in _MODEL_REASONS
         case DataLossError():

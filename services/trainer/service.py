@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from andon.api.trainer.v1 import trainer_service_pb2 as trainer_pb2
 from andon.api.trainer.v1 import trainer_service_pb2_grpc as trainer_grpc
 from andon.modeling.store import ModelStore
+from services.trainer.access import ROLES_BY_METHOD
 from services.trainer.clients import RunClients, open_cord_client
 from services.trainer.config import TrainerConfig
 from services.trainer.followers import say_farewell
@@ -32,6 +33,7 @@ class TrainerService:
     """TrainerService over one folder of runs."""
 
     name = "trainer"
+    roles_by_method = ROLES_BY_METHOD
 
     def __init__(
         self,
