@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 
 from services.trainer.checkpoint import CheckpointFolder
+from services.trainer.ranks import FRESH_STORE
 
 TIMEOUT_S = 120
 RANKS = 2
@@ -47,7 +48,7 @@ class Torchrun:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env={**os.environ, "GLOO_SOCKET_IFNAME": "lo"},
+                env={**os.environ, "GLOO_SOCKET_IFNAME": "lo", FRESH_STORE: "1"},
                 start_new_session=True,
             )
         assert process.stdout is not None

@@ -25,6 +25,8 @@ from torch import Tensor
 
 from services.trainer.errors import InvalidConfigError, NotFiniteError, RankLostError, RanksDisagreeError
 
+FRESH_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"  # torchrun's own variable: a new store for each attempt
+
 _log = structlog.stdlib.get_logger(__name__)
 
 T = TypeVar("T")
@@ -205,7 +207,8 @@ class Ranks:
 def join_ranks(device: str, *, timeout_s: float, when_lost: Callable[[], None] = lambda: None) -> Ranks:
     """Join the set that torchrun's variables describe; a set of one where there are none.
 
-    ``device`` is "cpu" or, with a GPU for each rank, "cuda". Raises InvalidConfigError for one GPU by number.
+    ``device`` is "cpu" or, with a GPU for each rank, "cuda". Raises InvalidConfigError for one GPU by number,
+    and for a torchrun that starts processes again whose addresses it does not forget.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -213,6 +216,12 @@ def join_ranks(device: str, *, timeout_s: float, when_lost: Callable[[], None] =
     kind, _, number = device.partition(":")
     if number:
         raise InvalidConfigError(field="device", problem=f"{size} ranks cannot share {device}; say {kind}")
+    if _finds_the_dead():
+        raise InvalidConfigError(
+            field="max_restarts",
+            problem=f"torchrun that starts its processes again needs {FRESH_STORE}=1 in its environment, "
+            "or new ranks look for the addresses of those before",
+        )
     rank = int(os.environ["RANK"])
     if kind == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
@@ -224,6 +233,12 @@ def join_ranks(device: str, *, timeout_s: float, when_lost: Callable[[], None] =
     words = dist.new_group(backend="gloo", timeout=timeout if rank == 0 else NO_TIMEOUT)
     _log.info("joined", rank=rank, size=size, device=device)
     return Ranks(rank=rank, size=size, device=device, words=words, when_lost=when_lost)
+
+
+def _finds_the_dead() -> bool:
+    """Whether ranks that torchrun starts again would meet in the store of those that died."""
+    may_restart = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+    return may_restart and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 # Any, here and below: a state is nested dicts and lists, as in a checkpoint

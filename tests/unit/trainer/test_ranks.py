@@ -155,6 +155,14 @@ def test_ranks_do_not_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         join_ranks("cuda:0", timeout_s=1.0)
 
 
+def test_ranks_that_would_meet_in_the_store_of_dead_ones_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    restarting = {"TORCHELASTIC_MAX_RESTARTS": "1", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    for name, value in {**variables(0, 1), **restarting}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InvalidConfigError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
+        join_ranks("cpu", timeout_s=1.0)
+
+
 def test_a_process_alone_is_a_set_of_one() -> None:
     ranks = join_ranks("cpu", timeout_s=1.0)
     numbers = [1.0, float("nan")]
