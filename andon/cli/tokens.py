@@ -1,4 +1,5 @@
-"""Decides with which token a command calls the labeling service: ANDON_TOKEN over the home's own.
+"""Decides with which token a command calls the labeling service: ANDON_TOKEN or ANDON_TOKEN_FILE over the
+home's own.
 
 ``andon up`` makes ``tokens.json`` in its home once, for its owner's eyes only: "admin" for the commands on
 this machine and "service" for the trainer. The labeling service reads the same file. A token of a home is
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from andon.cli.endpoints import home_folder
-from andon.client.connection import TOKEN_VARIABLE
+from andon.client.connection import TOKEN_FILE_VARIABLE, TOKEN_VARIABLE
 from andon.errors import InvalidArgumentError
 from andon.rpc.config import is_loopback
 
@@ -75,11 +76,10 @@ def read_tokens(home: Path) -> LocalTokens | None:
 
 
 def find_token(target: str, *, home: Path | None = None) -> str | None:
-    """The token to call the labeling service at ``target`` with; None where none is known."""
-    variable = os.environ.get(TOKEN_VARIABLE)
-    if variable:
-        return variable
-    return home_token(target, home=home)
+    """The home's token for the labeling service at ``target``; None where none is known, and where the
+    environment names a token, which clients take by themselves.
+    """
+    return None if has_own_name() else home_token(target, home=home)
 
 
 def home_token(target: str, *, home: Path | None = None) -> str | None:
@@ -92,4 +92,4 @@ def home_token(target: str, *, home: Path | None = None) -> str | None:
 
 def has_own_name() -> bool:
     """Whether the caller's token names the caller, so that commands need not."""
-    return bool(os.environ.get(TOKEN_VARIABLE))
+    return bool(os.environ.get(TOKEN_VARIABLE) or os.environ.get(TOKEN_FILE_VARIABLE))

@@ -9,7 +9,7 @@ from datetime import datetime
 from andon.api.labeling.v1 import access_service_pb2 as access_pb2
 from andon.api.labeling.v1 import access_service_pb2_grpc as access_grpc
 from andon.client.channel import ChannelOptions
-from andon.client.connection import ServiceConnection, token_or_default
+from andon.client.connection import ServiceConnection
 from andon.errors import InvalidArgumentError
 from andon.rpc.convert import seconds_to_duration, timestamp_to_datetime
 
@@ -59,7 +59,7 @@ class AccessClient(ServiceConnection):
             target,
             service_name="andon.api.labeling.v1.AccessService",
             options=options,
-            token=token_or_default(token),
+            token=token,
         )
         self._stub = access_grpc.AccessServiceStub(self.channel)
 

@@ -3,15 +3,20 @@
 Every client in this package opens its channel here. The policy in one place: names are resolved by DNS and
 calls spread round robin over the replicas that call themselves healthy; UNAVAILABLE is tried again, at most
 four times in all with growing, jittered pauses, because every write carries a request id; nothing else is
-repeated. Transport security is left to the deployment in front of the services.
+repeated. Connections are encrypted where the environment says so, see ``andon.client.tls``, and follow the
+files that it names.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import grpc
+
+from andon.client.rotation import RotatingChannel
+from andon.client.tls import tls_from_environment
 
 MEBIBYTE = 1024 * 1024
 
@@ -52,11 +57,14 @@ def service_config(service_name: str, options: ChannelOptions) -> str:
 
 
 def open_channel(target: str, *, service_name: str, options: ChannelOptions | None = None) -> grpc.Channel:
-    """A channel to ``target``: "host:port", or a gRPC name such as "dns:///policy:50051" or "unix:path"."""
+    """A channel to ``target``: "host:port", or a gRPC name such as "dns:///policy:50051" or "unix:path".
+
+    Raises InvalidArgumentError TLS_SETTINGS or TLS_FILES where ANDON_TLS_* ask for what cannot be.
+    """
     chosen = options or ChannelOptions()
-    return grpc.insecure_channel(
+    return connect(
         target,
-        options=[
+        [
             ("grpc.max_send_message_length", chosen.max_message_bytes),
             ("grpc.max_receive_message_length", chosen.max_message_bytes),
             ("grpc.keepalive_time_ms", round(chosen.keepalive_s * 1000)),
@@ -67,4 +75,14 @@ def open_channel(target: str, *, service_name: str, options: ChannelOptions | No
             ("grpc.enable_retries", 1),
             ("grpc.service_config", service_config(service_name, chosen)),
         ],
+    )
+
+
+def connect(target: str, options: Sequence[tuple[str, str | int]] = ()) -> grpc.Channel:
+    """A channel with gRPC's own options, plain or encrypted as the environment says."""
+    tls = tls_from_environment()
+    if tls is None:
+        return grpc.insecure_channel(target, options)
+    return RotatingChannel(
+        lambda: grpc.secure_channel(target, tls.credentials(), options), lambda: tls.version
     )

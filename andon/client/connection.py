@@ -1,25 +1,30 @@
 """Decides how one call is made: with a deadline, with errors as Andon's classes, with the peer named in them.
 
 All clients build on ``ServiceConnection``. It knows nothing of what the calls mean. A token goes with each
-call as metadata; a client of a service that wants one takes ANDON_TOKEN when it is given none.
+call as metadata; a client that is given none takes ANDON_TOKEN, or what the file named by ANDON_TOKEN_FILE
+holds at that moment.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 import uuid
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
 import grpc
 
 from andon.client.channel import ChannelOptions, open_channel
-from andon.errors import AndonError, UnavailableError
+from andon.errors import AndonError, InvalidArgumentError, UnavailableError
 from andon.rpc.auth import bearer
+from andon.rpc.certificates import FilesVersion, files_version
 from andon.rpc.errors import error_from_rpc
 
 TOKEN_VARIABLE = "ANDON_TOKEN"
+TOKEN_FILE_VARIABLE = "ANDON_TOKEN_FILE"
 
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
@@ -30,9 +35,59 @@ def new_request_id() -> str:
     return uuid.uuid4().hex
 
 
-def token_or_default(token: str | None) -> str | None:
-    """The token to call with: the given one, or else what ANDON_TOKEN holds."""
-    return token or os.environ.get(TOKEN_VARIABLE) or None
+class TokenInFile:
+    """The token in a file, read again when the file changes. Safe to share between threads."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._version: FilesVersion | None = None
+        self._token = ""
+
+    def current(self) -> str:
+        """The token as the file says now. Raises InvalidArgumentError TOKEN_FILE, which never quotes it."""
+        with self._lock:
+            version = files_version(self._path)
+            if version != self._version:
+                self._token = self._read()
+                self._version = version
+            return self._token
+
+    def _read(self) -> str:
+        try:
+            token = self._path.read_text(encoding="ascii").strip()
+        except UnicodeDecodeError:
+            raise self._error("holds no token, which is ASCII text") from None
+        except OSError as error:
+            raise self._error(f"cannot be read: {error.strerror}") from error
+        if not token or not token.isprintable():
+            raise self._error("must hold one line with a token")
+        return token
+
+    def _error(self, problem: str) -> InvalidArgumentError:
+        return InvalidArgumentError(
+            f"{TOKEN_FILE_VARIABLE}: {self._path} {problem}", reason="TOKEN_FILE", path=self._path
+        )
+
+
+def find_token_source(token: str | None) -> str | TokenInFile | None:
+    """The token to call with: the given one, or else what ANDON_TOKEN or ANDON_TOKEN_FILE says.
+
+    Raises InvalidArgumentError TOKEN_SETTINGS when both variables are set, TOKEN_FILE for an unusable file.
+    """
+    if token:
+        return token
+    variable, file_name = os.environ.get(TOKEN_VARIABLE), os.environ.get(TOKEN_FILE_VARIABLE)
+    if variable and file_name:
+        raise InvalidArgumentError(
+            f"{TOKEN_VARIABLE} and {TOKEN_FILE_VARIABLE} are both set; which token is meant?",
+            reason="TOKEN_SETTINGS",
+        )
+    if not file_name:
+        return variable or None
+    source = TokenInFile(Path(file_name))
+    source.current()
+    return source
 
 
 class ServiceConnection:
@@ -45,8 +100,13 @@ class ServiceConnection:
         service_name: str,
         options: ChannelOptions | None = None,
         token: str | None = None,
+        headers: Sequence[tuple[str, str]] = (),
     ) -> None:
-        self._metadata = None if not token else (bearer(token),)
+        """``token`` is the bearer token; ANDON_TOKEN or ANDON_TOKEN_FILE when left out. ``headers`` are
+        further metadata of every call.
+        """
+        self._token_source = find_token_source(token)
+        self._headers = tuple(headers)
         self.target = target
         self.service_name = service_name
         self.channel = open_channel(target, service_name=service_name, options=options)
@@ -76,7 +136,9 @@ class ServiceConnection:
     ) -> Answer:
         """One request, one answer."""
         try:
-            return method(request, timeout=timeout_s, wait_for_ready=wait_for_ready, metadata=self._metadata)
+            return method(
+                request, timeout=timeout_s, wait_for_ready=wait_for_ready, metadata=self._metadata()
+            )
         except grpc.RpcError as error:
             raise self._translated(error) from error
 
@@ -100,7 +162,9 @@ class ServiceConnection:
                 raise
 
         try:
-            return method(noted(), timeout=timeout_s, wait_for_ready=wait_for_ready, metadata=self._metadata)
+            return method(
+                noted(), timeout=timeout_s, wait_for_ready=wait_for_ready, metadata=self._metadata()
+            )
         except grpc.RpcError as error:
             if failures:
                 raise failures[0] from None
@@ -115,13 +179,20 @@ class ServiceConnection:
         wait_for_ready: bool = False,
     ) -> Generator[Answer, None, None]:
         """One request, a stream of answers. Closing the iterator cancels the call."""
-        call = method(request, timeout=timeout_s, wait_for_ready=wait_for_ready, metadata=self._metadata)
+        call = method(request, timeout=timeout_s, wait_for_ready=wait_for_ready, metadata=self._metadata())
         try:
             yield from call
         except grpc.RpcError as error:
             raise self._translated(error) from error
         finally:
             call.cancel()
+
+    def _metadata(self) -> tuple[tuple[str, str], ...] | None:
+        """What goes with a call that begins now."""
+        token = self._token_source
+        if isinstance(token, TokenInFile):
+            token = token.current()
+        return (*self._headers, bearer(token)) if token else self._headers or None
 
     def _translated(self, error: grpc.RpcError) -> AndonError:
         translated = error_from_rpc(error)

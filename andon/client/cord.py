@@ -10,7 +10,7 @@ from typing import Literal
 from andon.api.labeling.v1 import cord_service_pb2 as cord_pb2
 from andon.api.labeling.v1 import cord_service_pb2_grpc as cord_grpc
 from andon.client.channel import ChannelOptions
-from andon.client.connection import ServiceConnection, new_request_id, token_or_default
+from andon.client.connection import ServiceConnection, new_request_id
 from andon.rpc.convert import timestamp_to_datetime
 
 
@@ -47,7 +47,7 @@ class CordClient(ServiceConnection):
             target,
             service_name="andon.api.labeling.v1.CordService",
             options=options,
-            token=token_or_default(token),
+            token=token,
         )
         self._stub = cord_grpc.CordServiceStub(self.channel)
 

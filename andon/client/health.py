@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from andon.client.channel import connect
 from andon.errors import DeadlineExceededError, UnavailableError
 from andon.rpc.errors import error_from_rpc
 
@@ -22,7 +23,7 @@ class Health(StrEnum):
 
 def check_health(target: str, *, timeout_s: float) -> Health:
     """The health of the process behind ``target``. A refusal is raised as Andon's error."""
-    with grpc.insecure_channel(target) as channel:
+    with connect(target) as channel:
         # The generated stub is untyped.
         stub: Any = health_pb2_grpc.HealthStub(channel)
         try:

@@ -9,7 +9,7 @@ from contextlib import closing
 from andon.api.labeling.v1 import labeling_service_pb2 as labeling_pb2
 from andon.api.labeling.v1 import labeling_service_pb2_grpc as labeling_grpc
 from andon.client.channel import ChannelOptions
-from andon.client.connection import ServiceConnection, new_request_id, token_or_default
+from andon.client.connection import ServiceConnection, new_request_id
 from andon.client.labeling_messages import (
     agreement_from_proto,
     answer_to_proto,
@@ -69,7 +69,7 @@ class LabelingClient(ServiceConnection):
             target,
             service_name="andon.api.labeling.v1.LabelingService",
             options=options,
-            token=token_or_default(token),
+            token=token,
         )
         self._stub = labeling_grpc.LabelingServiceStub(self.channel)
 
