@@ -22,7 +22,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
 from andon.observability.exporter import register_process_metrics
-from andon.rpc.metrics import CallMetrics
+from andon.rpc.metrics import CallMetrics, TlsMetrics
 from services.labeling.metrics import LabelingMetrics
 from services.labeling.web.metrics import SiteMetrics
 from services.policy.metrics import PolicyMetrics
@@ -162,6 +162,7 @@ def tables() -> dict[str, list[Row]]:
     """All metrics: those that every service has, then each service's own."""
     common = CollectorRegistry()
     CallMetrics(common)
+    TlsMetrics(common)
     register_process_metrics(common, service="any")
     found = {"every service": rows_of(common)}
     for service, makers in SERVICES.items():
