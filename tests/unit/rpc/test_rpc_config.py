@@ -2,11 +2,13 @@
 
 import json
 import re
+from datetime import timedelta
 
 import pytest
 from pydantic import BaseModel, ValidationError
 
 from andon.rpc.config import Port, ServerConfig, is_loopback, load_config
+from tests.certificates import Authority, CertificateFiles, write_files
 
 
 class ModelSection(BaseModel, extra="forbid"):
@@ -155,3 +157,50 @@ def test_an_open_bind_must_be_allowed_by_name():
 )
 def test_loopback_addresses(host, expected):
     assert is_loopback(host) is expected
+
+
+@pytest.fixture
+def pki(tmp_path) -> CertificateFiles:
+    authority = Authority()
+    return write_files(tmp_path / "pki", authority, authority.sign("server"))
+
+
+def test_with_tls_only_the_plain_ports_must_be_allowed_by_name(pki):
+    tls = {"tls_certificate": pki.certificate, "tls_key": pki.key}
+    assert ExampleConfig(host="0.0.0.0", **tls).host == "0.0.0.0"
+    with pytest.raises(ValidationError, match="metrics_host"):
+        ExampleConfig(host="0.0.0.0", metrics_host="0.0.0.0", **tls)
+    with pytest.raises(ValidationError, match="health_host"):
+        ExampleConfig(host="0.0.0.0", health_host="0.0.0.0", health_port=1, **tls)
+    assert ExampleConfig(health_host="0.0.0.0").health_port is None, "nothing listens there"
+
+
+def test_files_that_cannot_be_used_end_with_code_2_and_a_message(pki, tmp_path, capsys):
+    def told(*argv: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            load(*argv)
+        assert ended.value.code == 2
+        return capsys.readouterr().err
+
+    certificate, key = f"--tls-certificate={pki.certificate}", f"--tls-key={pki.key}"
+    load(certificate, key, f"--tls-client-ca={pki.ca}")
+    assert "tls_certificate and tls_key are given together" in told(certificate)
+    assert "tls_certificate and tls_key are given together" in told(key)
+    assert "tls_client_ca needs tls_certificate" in told(f"--tls-client-ca={pki.ca}")
+    assert "/none cannot be read" in told(certificate, "--tls-key=/none")
+    assert "tls.key holds no PEM certificate" in told(f"--tls-certificate={pki.key}", key)
+    assert "tls.key holds no PEM certificates" in told(certificate, key, f"--tls-client-ca={pki.key}")
+    late = Authority().sign("late", ends_in=timedelta(seconds=-1))
+    pki.write(late)
+    assert "tls.crt expired at" in told(certificate, key)
+    assert "tokens file /none cannot be read" in told("--tokens=/none")
+    (tmp_path / "tokens").write_text("[{name: a, role: king}]")
+    assert "entry 1 is not {name, role, sha256}" in told(f"--tokens={tmp_path / 'tokens'}")
+
+
+def test_a_burst_without_a_rate_would_be_ignored():
+    with pytest.raises(ValidationError, match="calls_burst needs calls_per_second"):
+        ExampleConfig(calls_burst=3)
+    assert ExampleConfig(calls_per_second=0.1).burst == 1
+    assert ExampleConfig(calls_per_second=2.5).burst == 3
+    assert ExampleConfig(calls_per_second=2.5, calls_burst=7).burst == 7
