@@ -62,12 +62,6 @@ class WeightPublisher:
         """The current version's weights; None while it is the model that the run began with."""
         return self._weights
 
-    def describe(self, *, state: Callable[[], StageState]) -> list[ModelInfo]:
-        """What every replica serves; one without a model is given the one that the run began with."""
-        return self._peers.together(
-            [partial(self._describe, replica) for replica in self._replicas], state=state
-        )
-
     def roll_back(self) -> None:
         """Have the replicas serve ``policy@stable``. One that cannot keeps what it serves, and is logged."""
         for replica in self._replicas:
@@ -108,11 +102,6 @@ class WeightPublisher:
 
         return self._peers.patiently(
             f"policy at {replica.target}", publish_and_describe, restore=partial(self._load_initial, replica)
-        )
-
-    def _describe(self, replica: PolicyClient) -> ModelInfo:
-        return self._peers.patiently(
-            f"policy at {replica.target}", replica.model_info, restore=partial(self._load_initial, replica)
         )
 
     def _send(self, replica: PolicyClient, weights: Mapping[str, Tensor]) -> None:

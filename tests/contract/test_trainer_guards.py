@@ -17,6 +17,8 @@ from andon.client.trainer import GuardAction, GuardAlarm, Run, RunState, Trainer
 from andon.rpc.server import RunningServer
 from services.labeling.config import LabelingConfig
 from services.labeling.service import LabelingService
+from services.trainer.controls import RunControls
+from services.trainer.policy_optimizer import PolicyOptimizer
 from services.trainer.ppo.rewards import compose_rewards
 from tests.ppo_world import TIMEOUT_S, World, finish, published, world
 from tests.servers import Serve
@@ -124,6 +126,53 @@ def test_weights_of_an_update_that_a_guard_does_not_trust_reach_no_sampler_and_t
     told = [event.event for event in events if isinstance(event.event, GuardAlarm)]
     assert {alarm.step for alarm in told} == {3}
     assert "composition" in {alarm.guard for alarm in told}
+
+
+def test_the_last_good_weights_outlast_a_process_that_ends_in_the_middle_of_an_update(
+    world: World, trainer: TrainerClient, labeling: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rollouts, pauses = 0, threading.Event()
+    pause = RunControls.pause
+
+    def note_pause(controls: RunControls, reason: str) -> None:
+        pause(controls, reason)
+        pauses.set()
+
+    def pause_in_the_third(*arguments: Any, **options: Any) -> torch.Tensor:
+        nonlocal rollouts
+        rollouts += 1
+        if rollouts == 3:
+            threading.Thread(target=trainer.pause, args=(run.run_id,)).start()
+            assert pauses.wait(TIMEOUT_S)
+        return compose_rewards(*arguments, **options)
+
+    monkeypatch.setattr(RunControls, "pause", note_pause)
+    monkeypatch.setattr(experience_module, "compose_rewards", pause_in_the_third)
+    guards = {"preflight": {"enabled": False}, "rules": {"step_size": {"action": "hold"}}}
+    run = trainer.start_run("ppo", world.config(updates=4, guards=guards))
+    assert wait_for_state(trainer, run, RunState.PAUSED).step == 2
+    world.stop(world.trainer)
+    monkeypatch.undo()
+
+    update = PolicyOptimizer.update
+
+    def damage(optimizer: PolicyOptimizer, *arguments: Any, **options: Any) -> None:
+        update(optimizer, *arguments, **options)
+        with torch.no_grad():
+            for weight in optimizer._actor_critic.policy.parameters():
+                weight.mul_(100.0)
+
+    monkeypatch.setattr(PolicyOptimizer, "update", damage)
+    client = world.serve_trainer(
+        watch_cord=True, labeling_target=labeling.target, labeling_token=TOKENS["service"]
+    )
+    client.resume(run.run_id)
+    held = wait_for_state(client, run, RunState.PAUSED)
+    assert "step_size" in held.status_message
+    with PolicyClient(world.policies[0].target) as policy:
+        assert policy.model_info().model.version == 2
+        assert world.store.resolve("policy/2").version == policy.model_info().model
+    client.stop(run.run_id)
 
 
 def test_a_run_that_is_shut_down_while_a_guard_holds_it_is_held_again(

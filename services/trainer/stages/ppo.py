@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from andon.client.policy import PolicyClient
 from andon.client.reference import ReferenceClient
@@ -241,18 +242,10 @@ class PpoStage:
         )
 
     def _prepare_services(self) -> None:
-        """Have all services use the right models and mean the same by a token id; then ask the guards.
-
-        In the middle of an update the samplers keep what they serve: nothing is sampled before its end.
-        """
+        """Have all services use the right models and mean the same by a token id; then ask the guards."""
         calls: list[Callable[[], ModelInfo]] = [self._scorers.reference_ready, self._scorers.reward_ready]
         reference, reward = self._peers.together(calls, state=self._state)
-        is_between_updates = self._experience is None
-        replicas = (
-            self._publisher.publish(state=self._state)
-            if is_between_updates
-            else self._publisher.describe(state=self._state)
-        )
+        replicas = self._publisher.publish(state=self._state)
         longest = max(map(len, self._prompts.prompts)) + self._config.max_new_tokens
         named = [("reference", reference), ("reward model", reward), *(("policy", info) for info in replicas)]
         for name, info in named:
@@ -266,7 +259,7 @@ class PpoStage:
                     problem=f"prompt and response reach {longest} tokens, the {name} takes "
                     f"{info.max_sequence_tokens}",
                 )
-        if is_between_updates:
+        if self._experience is None:  # in the middle of an update they have looked at it already
             self._guards.preflight(
                 step=self._update,
                 beta=self._controller.beta,
@@ -308,7 +301,7 @@ class PpoStage:
                 keep_last_good=self._store_last_good,
             )
         with self._timed("publish_seconds"):
-            version = self._name_weights(update)
+            version = self._name_weights(update, model_weights(self._actor_critic.policy))
             self._publisher.publish(state=self._state)
         context.published(version, stored=False)
 
@@ -375,6 +368,8 @@ class PpoStage:
                 "experience": self._experience.to_state(),
                 "progress": self._progress.to_state(),
                 "seconds": dict(self._seconds),
+                # What the samplers serve meanwhile; between updates it is the policy itself.
+                "published": self._publisher.published_weights,
             }
         return {
             "update": self._update,
@@ -404,13 +399,12 @@ class PpoStage:
             self._experience = Experience.from_state(in_progress["experience"])
             self._progress = UpdateProgress(**in_progress["progress"])
             self._seconds = in_progress["seconds"]
-        elif self._update > 0:
-            # In the middle of an update the weights belong to no version: nothing to publish before its end.
-            self._name_weights(self._update)
+        if self._update > 0:
+            published = None if in_progress is None else in_progress["published"]
+            self._name_weights(self._update, published or model_weights(self._actor_critic.policy))
 
-    def _name_weights(self, update: int) -> ModelVersion:
-        """Make the weights as they are the version that update ``update`` gives."""
-        weights = model_weights(self._actor_critic.policy)
+    def _name_weights(self, update: int, weights: Mapping[str, Tensor]) -> ModelVersion:
+        """Make these weights the version that update ``update`` gives."""
         return self._publisher.set_current(POLICY_FAMILY, self._versions[update - 1], weights)
 
     def _is_stored_after(self, update: int) -> bool:
