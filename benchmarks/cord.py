@@ -5,8 +5,9 @@ PostgreSQL, there with a second process of it, tiny models behind policy, refere
 trainer with a PPO run that never ends by itself. The cord is pulled by the page, by the command, over gRPC,
 by the webhook for alerts, and at the second process, at other moments of an update each time. A watcher
 listens as a trainer does, and the run's own events say when it stands still, its checkpoint saved. Then the
-same beside labelers who lease and answer without a pause. In the end the labeling service is killed under the
-run: how long until the run holds, and until it goes on once the service is back.
+same beside labelers who lease and answer without a pause, and with a trainer of two processes under torchrun.
+In the first scene the labeling service is killed under the run too: how long until the run holds, and until
+it goes on once the service is back.
 
 Every round is checked: the watcher hears each event, the run stands and goes on each time, the record holds
 every pull and release in order, and no answer of the labelers is lost. Times run from before the pull is
@@ -23,7 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -54,6 +55,7 @@ OTHER_PROCESS = "other process"  # of the labeling service: SQLite is for one
 DOORS_OF_ENGINE: Mapping[str, Sequence[str]] = {"sqlite": DOORS, "postgresql": (*DOORS, OTHER_PROCESS)}
 SHAPE = "nano"
 UPDATES = 20_000  # likewise the run
+RANKS = 2  # of the scene with several processes
 DOCUMENT = ROOT / "docs" / "cord.md"
 BEGIN, END = "<!-- measured: benchmarks/results/cord.json -->", "<!-- end -->"
 
@@ -67,6 +69,7 @@ class Scene:
     num_pulls: int = 10  # by each door
     num_kills: int = 0  # of the labeling service
     with_run: bool = True  # else only a watcher listens
+    ranks: int = 1  # processes of the trainer; several under torchrun
     hold_s: float = 3.0  # how long the trainer does without the cord
     num_tasks: int = 2_000  # for the labelers, and as many again whenever they have done them
 
@@ -129,15 +132,21 @@ class Round:
             name: self._stack.enter_context(service_process(name, store.root, 1)).target
             for name in ("policy", "reference", "reward")
         }
+        start = [sys.executable]
+        if self.scene.ranks > 1:
+            start += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.scene.ranks}"]
         command = [
-            *(sys.executable, "-m", "services.trainer", "--port=0", "--metrics-port=0", "--threads=1"),
+            *(*start, "-m", "services.trainer", "--port=0", "--metrics-port=0", "--threads=1"),
             *(f"--store={store.root}", f"--runs={folder / 'runs'}", "--log-level=WARNING"),
             f"--policy-targets={json.dumps([targets['policy']])}",
             *(f"--reference-target={targets['reference']}", f"--reward-target={targets['reward']}"),
             *(f"--labeling-target={self.labeling.target}", f"--cord-hold-s={self.scene.hold_s}"),
         ]
-        token = {"ANDON_TRAINER_LABELING_TOKEN": self.tokens["trainer"]}
-        process, facts = start_process(command, folder / "trainer.log", **token)
+        environment = {
+            "ANDON_TRAINER_LABELING_TOKEN": self.tokens["trainer"],
+            "GLOO_SOCKET_IFNAME": "lo",  # how ranks find each other
+        }
+        process, facts = start_process(command, folder / "trainer.log", **environment)
         self._stack.callback(end_process, process)
         client = self._stack.enter_context(TrainerClient(f"127.0.0.1:{facts['port']}"))
         run = client.start_run("ppo", self._run_config(prompts))
@@ -239,7 +248,7 @@ def is_state(state: RunState) -> Callable[[Any], bool]:
 
 def measure(scene: Scene) -> list[dict[str, object]]:
     """Pull again and again, check, and give a row for each door and one for the kills."""
-    common = {"engine": scene.engine, "labelers": scene.num_labelers}
+    common = {"engine": scene.engine, "labelers": scene.num_labelers, "ranks": scene.ranks}
     rows: list[dict[str, object]] = []
     with TemporaryDirectory(prefix="andon-benchmark-") as name, ExitStack() as stack:
         running = Round(scene, Path(name), stack)
@@ -291,16 +300,17 @@ def table(results: Mapping[str, Any]) -> str:
     """What was measured, as the document shows it."""
     pulls = [row for row in results["rows"] if row["what"] == "pull"]
     lines = [
-        "| pulled by | database | labelers | recorded | a watcher hears, after that "
+        "| pulled by | database | labelers | trainer processes | recorded | a watcher hears, after that "
         "| stands still, after that |",
-        "|---|---|---:|---:|---:|---:|",
+        "|---|---|---:|---:|---:|---:|---:|",
     ]
     for row in pulls:
         cells = [
             f"{1000 * row[f'{name}_median_s']:,.0f} / {1000 * row[f'{name}_max_s']:,.0f} ms"
             for name in ("recorded", "heard_after_record", "still_after_record")
         ]
-        lines.append(f"| {row['door']} | {row['engine']} | {row['labelers']} | " + " | ".join(cells) + " |")
+        facts = [row["door"], row["engine"], str(row["labelers"]), str(row["ranks"])]
+        lines.append("| " + " | ".join([*facts, *cells]) + " |")
     steps = sorted(1000 * row["optimizer_step_s"] for row in pulls)
     count = pulls[0]["pulls"]
     slowest_s = max(row["watcher_max_s"] for row in pulls if row["door"] != "command")
@@ -343,15 +353,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags.add_argument("--kills", type=int, default=5)
     flags.add_argument("--no-results", action="store_true", help="write nothing")
     arguments = flags.parse_args(argv)
+    engines = arguments.engine or ENGINES
+    scenes = [
+        Scene(engine=engine, num_labelers=labelers, num_pulls=arguments.pulls)
+        for engine in engines
+        for labelers in (0, arguments.labelers)
+    ]
+    scenes[0] = replace(scenes[0], num_kills=arguments.kills)
+    scenes.append(Scene(engine=engines[0], ranks=RANKS, num_pulls=arguments.pulls))
     rows: list[dict[str, object]] = []
-    for engine in arguments.engine or ENGINES:
-        for num_labelers in (0, arguments.labelers):
-            kills = arguments.kills if not rows else 0
-            scene = Scene(
-                engine=engine, num_labelers=num_labelers, num_pulls=arguments.pulls, num_kills=kills
-            )
-            rows += measure(scene)
-            print_table([row for row in rows if row["what"] == "pull"][-len(scene.doors) :])
+    for scene in scenes:
+        rows += measure(scene)
+        print_table([row for row in rows if row["what"] == "pull"][-len(scene.doors) :])
     if not arguments.no_results:
         path = write_results("cord", rows)
         results = json.loads(path.read_text())

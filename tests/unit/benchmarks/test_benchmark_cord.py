@@ -16,6 +16,7 @@ def results() -> dict[str, Any]:
             "door": door,
             "engine": "sqlite",
             "labelers": 0,
+            "ranks": 1,
             "pulls": 3,
             **summary("recorded_s", [0.01, 0.03, 0.02]),
             **summary("watcher_s", [0.1, 0.2, 0.3]),
@@ -36,7 +37,7 @@ def results() -> dict[str, Any]:
 
 def test_the_table_shows_median_and_largest() -> None:
     lines = table(results()).splitlines()
-    assert lines[2] == "| page | sqlite | 0 | 20 / 30 ms | 170 / 280 ms | 1,900 / 2,900 ms |"
+    assert lines[2] == "| page | sqlite | 0 | 1 | 20 / 30 ms | 170 / 280 ms | 1,900 / 2,900 ms |"
     assert lines[3].startswith("| grpc |")
     text = " ".join(lines)
     assert "to the watcher's word it took 0.30 s at most" in text
