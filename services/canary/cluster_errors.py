@@ -2,13 +2,13 @@
 
 AndonError
 ├── UnavailableError
-│   └── ClusterUnavailableError   CLUSTER_UNAVAILABLE: no answer, throttled, or the server's own failure
+│   ├── ClusterUnavailableError   CLUSTER_UNAVAILABLE: no answer, throttled, or the server's own failure
+│   └── NotLeaderError            NOT_LEADER: another controller acts now, which may answer
 ├── FailedPreconditionError
 │   ├── ClusterMissingError       CLUSTER_OBJECT_MISSING: an object that must be there is not
 │   ├── ClusterConflictError      CLUSTER_CONFLICT (changed since it was read), CLUSTER_NAME_TAKEN,
 │   │                             WATCH_EXPIRED
-│   ├── ClusterShapeError         CLUSTER_OBJECT_SHAPE: an object is not made as this service expects
-│   └── NotLeaderError            NOT_LEADER: another controller acts now
+│   └── ClusterShapeError         CLUSTER_OBJECT_SHAPE: an object is not made as this service expects
 └── PermissionDeniedError
     └── ClusterRefusedError       CLUSTER_REFUSED: credentials or rules do not allow it, or it is not valid
 """
@@ -55,7 +55,7 @@ class ClusterRefusedError(PermissionDeniedError):
         super().__init__(message, code=code)
 
 
-class NotLeaderError(FailedPreconditionError):
+class NotLeaderError(UnavailableError):
     """Another controller leads, or this one has not renewed its lead in time."""
 
     default_reason = "NOT_LEADER"

@@ -134,10 +134,17 @@ class KubernetesCalls:
         A merge patch replaces lists as wholes; a strategic one, which only built-in kinds take, merges
         containers and variables by name. Raises ClusterConflictError when the object has changed.
         """
-        if not patch["metadata"]["resourceVersion"]:
-            raise ValueError("an unconditional write could undo somebody else's")
+        _require_version(patch)
         content_type = _STRATEGIC if strategic else _MERGE
         return self._json("PATCH", self._path(resource, name), body=patch, content_type=content_type)
+
+    def replace(self, resource: Resource, name: str, new: Object) -> Object:
+        """Write a whole object, if it still is of its ``metadata.resourceVersion``.
+
+        Raises ClusterConflictError when it has changed.
+        """
+        _require_version(new)
+        return self._json("PUT", self._path(resource, name), body=new, content_type="application/json")
 
     def watch(
         self, resource: Resource, *, labels: Mapping[str, str], since: str, timeout_s: float, silence_s: float
@@ -220,6 +227,11 @@ class KubernetesCalls:
             raise ClusterUnavailableError(f"{what}: {error.reason}") from error
         except json.JSONDecodeError as error:
             raise ClusterUnavailableError(f"{what}: an answer that is no JSON, perhaps cut") from error
+
+
+def _require_version(body: Object) -> None:
+    if not body["metadata"]["resourceVersion"]:
+        raise ValueError("an unconditional write could undo somebody else's")
 
 
 def _selector(labels: Mapping[str, str]) -> str:

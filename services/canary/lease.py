@@ -201,9 +201,7 @@ class LeaseLeadership:
         )
 
     def _write(self, lease: Object, record: Object) -> Object:
-        version = lease["metadata"]["resourceVersion"]
-        patch = {"metadata": {"resourceVersion": version}, "spec": record}
-        return self._calls.patch(LEASES, self._name, patch)
+        return self._calls.replace(LEASES, self._name, {**lease, "spec": record})
 
     # --- as a thread ---------------------------------------------------------------------------------------
 
@@ -229,7 +227,7 @@ class LeaseLeadership:
         try:
             lease = self._calls.get(LEASES, self._name)
             if _token(_record_of(lease)) == term:
-                self._write(lease, {"holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": _now()})
+                self._write(lease, {**_record_of(lease), "holderIdentity": "", "leaseDurationSeconds": 1})
         except AndonError as error:  # others take it after its duration
             log.warning("lease_not_released", lease=self._name, reason=error.reason, message=error.message)
 

@@ -194,7 +194,7 @@ def test_the_renewal_counts_from_before_it_was_sent(
     assert first.step()
 
     def slow(call: Call) -> None:
-        if call.verb == "patch":
+        if call.verb == "update":
             clock.now_s += 4
 
     api.before = slow
@@ -231,7 +231,7 @@ def test_a_renewal_whose_answer_was_lost_is_no_loss_of_the_lead(
     first = candidate("first", clock)
     assert first.step()
     term = first.term()
-    lost = api.inject("reset_after", verb="patch", plural="leases")
+    lost = api.inject("reset_after", verb="update", plural="leases")
     clock.now_s += 2
     assert first.step()
     assert len(lost.hits) == 1
@@ -251,14 +251,14 @@ def test_a_claim_whose_answer_was_lost_is_no_lead_yet(
     assert first.step()
 
 
-@pytest.mark.parametrize("verb", ["create", "patch"])
+@pytest.mark.parametrize("verb", ["create", "update"])
 def test_of_two_that_write_at_once_one_leads(
     api: FakeKubernetes, candidate: Callable[..., LeaseLeadership], verb: str
 ) -> None:
     """The second reads, then the first writes, then the second writes."""
     clock = Clock()
     first, second = candidate("first", clock), candidate("second", clock)
-    if verb == "patch":
+    if verb == "update":
         old = candidate("old", clock)
         old.step()
         first.step()
@@ -310,7 +310,7 @@ def test_never_two_at_once(api: FakeKubernetes, candidate: Callable[..., LeaseLe
             clock.now_s += passed_s * rate
         if draws.random() < 0.2:
             kind = draws.choice(["reset_after", "reset_before", "server_error", "other_writer"])
-            api.inject(kind, plural="leases", verb=draws.choice(["get", "patch"]))  # type: ignore[arg-type]
+            api.inject(kind, plural="leases", verb=draws.choice(["get", "update"]))  # type: ignore[arg-type]
         candidates[number].step()
         leaders = [place for place, one in enumerate(candidates) if one.is_leader()]
         assert len(leaders) <= 1
