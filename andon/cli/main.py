@@ -18,6 +18,7 @@ from andon.cli import (
     cord_commands,
     data_commands,
     demo_command,
+    deploy_commands,
     evaluate_command,
     label_commands,
     model_commands,
@@ -85,6 +86,7 @@ app.add_typer(label_commands.app, name="label")
 app.add_typer(data_commands.app, name="data")
 app.add_typer(model_commands.app, name="models")
 app.add_typer(cord_commands.app, name="cord")
+app.add_typer(deploy_commands.app, name="deploy")
 
 
 def main() -> None:
