@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write andon/deploy/contract.json: what services can be told and what they tell Prometheus, taken from the code.
+"""Write andon/deploy/contract.json: what services can be told and what they measure, from the code.
 
     python -m scripts.deploy_contract           # write it
     python -m scripts.deploy_contract --check   # fail when it is not what the code says

@@ -3,8 +3,8 @@
 
     python -m scripts.deploy_schemas FOLDER      # with *.yaml or *.yaml.gz
 
-Descriptions and rules in CEL, which a JSON schema validator cannot evaluate, are left out; nothing else changes.
-Only the kinds that the manifests use are taken. Their origins stand in andon/deploy/schemas/README.md.
+Descriptions and rules in CEL, which a JSON schema validator cannot evaluate, are left out; nothing else
+changes. Only the kinds that the manifests use are taken. Their origins stand in the README.md there.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def main() -> int:
                 continue
             for version in definition["spec"]["versions"]:
                 if version["served"]:
-                    name = f"{definition['spec']['group']}_{version['name']}_{definition['spec']['names']['kind']}"
+                    spec = definition["spec"]
+                    name = f"{spec['group']}_{version['name']}_{spec['names']['kind']}"
                     schema = without_words(version["schema"]["openAPIV3Schema"])
                     text = json.dumps(schema, sort_keys=True, separators=(",", ":"))
                     # No time in the header: the same definition gives the same bytes.

@@ -1,4 +1,4 @@
-"""Decides what is wrong with a set of manifests: their shapes first, and where these are right, all the rest."""
+"""Decides what is wrong with a set of manifests: their shapes first, then all the rest."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from andon.deploy.requirements import Requirements
 from andon.deploy.rules import Scene
 from andon.deploy.rules.calls import call_findings
 from andon.deploy.rules.images import image_findings
+from andon.deploy.rules.namespaces import namespace_findings
 from andon.deploy.rules.network_policies import network_policy_findings
 from andon.deploy.rules.probes import probe_findings
 from andon.deploy.rules.references import reference_findings
@@ -24,6 +25,7 @@ from andon.deploy.rules.settings import setting_findings
 from andon.deploy.schemas import DEFAULT_VERSIONS, shape_findings
 
 RULES = (
+    namespace_findings,
     reference_findings,
     selector_findings,
     network_policy_findings,

@@ -14,6 +14,7 @@ from andon.deploy.kustomize import Manifest, render, render_together
 from andon.deploy.requirements import FILE_NAME, Requirements
 
 BASE = "base"
+NAMESPACE = "andon"  # which the base names; components leave it to the overlay
 EXAMPLES_BESIDE = "overlays/local"
 
 
@@ -28,7 +29,7 @@ class Combination:
     def render(self, *, kubectl: str) -> list[Manifest]:
         """Its manifests. Raises RenderError."""
         if self.components:
-            return render_together(self.folders, self.components, kubectl=kubectl)
+            return render_together(self.folders, self.components, namespace=NAMESPACE, kubectl=kubectl)
         return [manifest for folder in self.folders for manifest in render(folder, kubectl=kubectl)]
 
 

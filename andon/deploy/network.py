@@ -13,14 +13,12 @@ NAMESPACE_LABEL = "kubernetes.io/metadata.name"
 Direction = Literal["Ingress", "Egress"]
 
 
-def is_allowed(
-    cluster: Cluster, caller: Pods, callee: Pods, port: int, protocol: str = "TCP"
-) -> list[Direction]:
-    """The directions in which the call is denied: none where it passes."""
+def denials(cluster: Cluster, caller: Pods, callee: Pods, port: int) -> list[Direction]:
+    """The directions in which a TCP call is denied: none where it passes."""
     denied: list[Direction] = []
-    if not _passes(cluster, "Egress", of=caller, peer=callee, callee=callee, port=port, protocol=protocol):
+    if not _passes(cluster, "Egress", of=caller, peer=callee, callee=callee, port=port):
         denied.append("Egress")
-    if not _passes(cluster, "Ingress", of=callee, peer=caller, callee=callee, port=port, protocol=protocol):
+    if not _passes(cluster, "Ingress", of=callee, peer=caller, callee=callee, port=port):
         denied.append("Ingress")
     return denied
 
@@ -41,16 +39,14 @@ def policy_types(spec: Mapping[str, Json]) -> Sequence[str]:
     return ["Ingress", "Egress"] if "egress" in spec else ["Ingress"]
 
 
-def _passes(
-    cluster: Cluster, direction: Direction, *, of: Pods, peer: Pods, callee: Pods, port: int, protocol: str
-) -> bool:
+def _passes(cluster: Cluster, direction: Direction, *, of: Pods, peer: Pods, callee: Pods, port: int) -> bool:
     specs = list(policies_for(cluster, of, direction))
     if not specs:
         return True
     rules = [rule for spec in specs for rule in spec.get(direction.lower()) or []]
     return any(
         _has_peer(rule.get("from" if direction == "Ingress" else "to"), peer)
-        and _has_port(rule.get("ports"), callee, port, protocol)
+        and _has_port(rule.get("ports"), callee, port)
         for rule in rules
     )
 
@@ -60,19 +56,17 @@ def _has_peer(peers: Sequence[Mapping[str, Json]] | None, pods: Pods) -> bool:
         return True
     # A peer in another namespace is somebody else, whatever its labels; blocks of addresses may hold anybody.
     return any(
-        "namespaceSelector" not in peer
-        and "ipBlock" not in peer
-        and matches(peer.get("podSelector"), pods.labels)
+        not {"namespaceSelector", "ipBlock"} & peer.keys() and matches(peer.get("podSelector"), pods.labels)
         for peer in peers
     )
 
 
-def _has_port(ports: Sequence[Mapping[str, Json]] | None, callee: Pods, number: int, protocol: str) -> bool:
+def _has_port(ports: Sequence[Mapping[str, Json]] | None, callee: Pods, number: int) -> bool:
     if not ports:
         return True
     for port in ports:
         wanted = port.get("port")
-        if port.get("protocol", "TCP") != protocol:
+        if port.get("protocol", "TCP") != "TCP":
             continue
         if wanted is None:
             return True

@@ -1,7 +1,7 @@
-"""Decides what manifests may expect of a cluster: Secrets, namespaces and images named in ``requirements.yaml``.
+"""Decides what manifests may expect of a cluster: what ``requirements.yaml`` names.
 
-The file lies beside the manifests. Whoever keeps an overlay elsewhere puts one into a folder above it. Also named
-there: which components go together.
+The file lies beside the manifests. Whoever keeps an overlay elsewhere puts one into a folder above it. It
+also says which components go together.
 """
 
 from __future__ import annotations

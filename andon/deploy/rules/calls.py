@@ -1,5 +1,5 @@
-"""Every address that a service is told leads to a service that is there, network policies let the call pass, and
-both sides agree on TLS and tokens.
+"""Every address that a service is told leads to a service that is there, network policies let the call pass,
+and both sides agree on TLS and tokens.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from andon.deploy.environment import Variable, environment_of, service_of, settings_of
 from andon.deploy.findings import Finding
-from andon.deploy.network import is_allowed
+from andon.deploy.network import denials
 from andon.deploy.objects import Pods
 from andon.deploy.rules import Scene
 
@@ -65,10 +65,8 @@ def _of_target(scene: Scene, sides: list[_Side], caller: _Side, name: str, targe
     if pod and not any(pod in _pod_names(found) for found in callees):
         yield _finding("target", caller, f"{name}: Service {service_name} has no pod {pod}")
     for callee in callees:
-        for direction in is_allowed(scene.cluster, caller.pods, callee, port):
-            message = (
-                f"{name}: no network policy lets the call to {callee.where}:{port} pass ({direction.lower()})"
-            )
+        for direction in denials(scene.cluster, caller.pods, callee, port):
+            message = f"{name}: the call to {callee.where}:{port} is denied ({direction.lower()})"
             yield _finding("network-policy-call", caller, message)
         for side in sides:
             if side.pods is callee:
@@ -107,9 +105,7 @@ def _of_samplers(scene: Scene, caller: _Side, targets: list[str]) -> Iterator[Fi
                 continue
             unknown = {name for name in _pod_names(found) if f"{name}.{service_name}" not in hosts}
             if unknown and host == min(hosts):
-                message = (
-                    f"{found.where} has pods that are not among the targets: {', '.join(sorted(unknown))}"
-                )
+                message = f"{found.where} has pods that are no targets: {', '.join(sorted(unknown))}"
                 yield _finding("samplers", caller, message)
 
 

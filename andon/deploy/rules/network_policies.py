@@ -1,5 +1,5 @@
-"""Network policies deny by default in both directions, select pods that are there, and name peers and ports that
-are there.
+"""Network policies deny by default in both directions, select pods that are there, and name peers and ports
+that are there.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every route at the edge leads from a listener that is there to a Service that is there, speaking as it speaks."""
+"""Every route leads from a listener that is there to a Service that is there, speaking as it speaks."""
 
 from __future__ import annotations
 

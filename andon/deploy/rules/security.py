@@ -1,4 +1,4 @@
-"""What Pod Security "restricted" asks for, limits, accounts of their own, least rights, and no secret in a manifest."""
+"""Pod Security "restricted", limits, accounts of their own, least rights, and no secret in a manifest."""
 
 from __future__ import annotations
 
@@ -40,9 +40,7 @@ def _of_pod(pods: Pods, *, has_rights: bool) -> Iterator[Finding]:
     if spec.get("automountServiceAccountToken") is not False and not has_rights:
         yield _finding("account-token", pods, "it gets a token of the API server that it has no use for")
     if spec.get("enableServiceLinks") is not False:
-        message = (
-            "enableServiceLinks is on: Kubernetes would set ANDON_..._PORT, which services read as settings"
-        )
+        message = "enableServiceLinks is on: it sets ANDON_..._PORT, which services read as settings"
         yield _finding("service-links", pods, message)
     for field in ("hostNetwork", "hostPID", "hostIPC"):
         if spec.get(field):

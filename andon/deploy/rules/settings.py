@@ -1,4 +1,4 @@
-"""Every setting is one that the service has, with a value that it takes, and agrees with what the pod says."""
+"""Every setting is one that the service has, with a value that it takes, and agrees with the pod."""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 Kubernetes, and custom resources.
 
 The schemas of Kubernetes itself are those of the package ``kubernetes-validate``. Its own function reads two
-megabytes for every object, so its files are read here, once. Custom resources' schemas lie beside this module.
+megabytes for every object, so its files are read here, once. Custom resources' schemas lie beside this
+module.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from andon.deploy.findings import Finding
 from andon.deploy.kustomize import Manifest
 from andon.deploy.objects import where
 
-# Oldest and newest that the manifests are meant for, and some between. 1.28 numbers the pods of a Job by a label.
+# Oldest and newest that the manifests are meant for, and some between. 1.28 labels a Job's pods with numbers.
 DEFAULT_VERSIONS = ("1.28", "1.31", "1.34", "1.37")
 
 # Any: a JSON schema
@@ -107,7 +108,7 @@ def _custom(api_version: str, kind: str) -> Schema | None:
         schema = yaml.safe_load(written.read_text("utf-8"))
     else:
         return None
-    strict = _strict(schema)
+    strict: Schema = _strict(schema)
     # What metadata may hold is not said by a definition.
     strict["properties"]["metadata"] = {"type": "object", "required": ["name"]}
     return strict
