@@ -359,8 +359,8 @@ def test_a_field_that_the_server_does_not_know_is_refused(
             {"metadata": {"resourceVersion": version}, "spec": {"replica": 1}},
             strategic=True,
         )
+    route = api.objects.get(kinds.ROUTES, ROUTE)["metadata"]["resourceVersion"]
     with pytest.raises(ClusterRefusedError, match="415"):
-        route = api.objects.get(kinds.ROUTES, ROUTE)["metadata"]["resourceVersion"]
         calls.patch(GRPC_ROUTES, ROUTE, {"metadata": {"resourceVersion": route}}, strategic=True)
 
 
