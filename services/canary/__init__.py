@@ -1,0 +1,1 @@
+"""Ships a policy version beside stable, step by step, on evidence."""

@@ -1,0 +1,1 @@
+"""The evidence on which a rollout is decided: an always-valid test for each thing that may get worse."""
