@@ -118,15 +118,22 @@ def _show(done: list[CheckedCombination], *, as_json: bool) -> None:
     if as_json:
         print_json(done)
         return
-    rows = [
-        (entry.name, finding.rule, finding.where, finding.message)
-        for entry in done
-        for finding in entry.findings
-    ]
-    if rows:
-        print_table(None, ["checked", "rule", "object", "what is wrong"], rows)
+    places: dict[Finding, list[str]] = {}
+    for entry in done:
+        for finding in entry.findings:
+            places.setdefault(finding, []).append(entry.name)
+    if places:
+        rows = [
+            (finding.rule, finding.where, finding.message, _names(found_in))
+            for finding, found_in in sorted(places.items())
+        ]
+        print_table(None, ["rule", "object", "what is wrong", "found in"], rows)
     bad = sum(bool(entry.findings) for entry in done)
     results().print(
         f"{len(done)} checked, {bad} with mistakes" if bad else f"{len(done)} checked, no mistakes",
         highlight=False,
     )
+
+
+def _names(found_in: list[str]) -> str:
+    return found_in[0] if len(found_in) == 1 else f"{found_in[0]} and {len(found_in) - 1} more"

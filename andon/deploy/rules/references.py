@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 
 from andon.deploy.findings import Finding
+from andon.deploy.kustomize import Manifest
 from andon.deploy.objects import Json, Pods, where
 from andon.deploy.rules import Scene
 
@@ -174,9 +175,30 @@ def _of_scaled_objects(scene: Scene) -> Iterator[Finding]:
             message = f"{kind} {name} also names a number of replicas, which every apply would put back"
             yield Finding(rule="scale-target", where=where(scaler), message=message)
     for rollout in scene.cluster.kind("Rollout"):
-        target = rollout["spec"].get("workloadRef") or {}
-        if target and scene.cluster.find(target.get("kind", ""), target.get("name", "")) is None:
-            yield _missing("scale-target", where(rollout), f"{target.get('kind')} {target.get('name')}")
+        yield from _of_rollout(scene, rollout)
+
+
+def _of_rollout(scene: Scene, rollout: Manifest) -> Iterator[Finding]:
+    spec = rollout["spec"]
+    target = spec.get("workloadRef") or {}
+    if target and scene.cluster.find(target["kind"], target["name"]) is None:
+        yield _missing("rollout", where(rollout), f"{target['kind']} {target['name']}")
+    canary = spec["strategy"].get("canary") or {}
+    for field in ("stableService", "canaryService"):
+        if field in canary and scene.cluster.find("Service", canary[field]) is None:
+            yield _missing("rollout", where(rollout), f"Service {canary[field]}")
+    analyses = [
+        canary.get("analysis") or {},
+        *(step.get("analysis") or {} for step in canary.get("steps", [])),
+    ]
+    names = {template["templateName"] for analysis in analyses for template in analysis.get("templates", [])}
+    for name in sorted(names):
+        if scene.cluster.find("AnalysisTemplate", name) is None:
+            yield _missing("rollout", where(rollout), f"AnalysisTemplate {name}")
+    plugin = (canary.get("trafficRouting") or {}).get("plugins", {}).get("argoproj-labs/gatewayAPI", {})
+    route = plugin.get("grpcRoute")
+    if route is not None and scene.cluster.find("GRPCRoute", route) is None:
+        yield _missing("rollout", where(rollout), f"GRPCRoute {route}")
 
 
 def _of_certificates(scene: Scene) -> Iterator[Finding]:
