@@ -8,7 +8,7 @@ AndonError
 │   ├── ClusterMissingError       CLUSTER_OBJECT_MISSING: an object that must be there is not
 │   ├── ClusterConflictError      CLUSTER_CONFLICT (changed since it was read), CLUSTER_NAME_TAKEN,
 │   │                             WATCH_EXPIRED
-│   ├── RevisionConflictError     ROLLOUT_REVISION_CONFLICT: the record is not the one that was read
+│   ├── RevisionConflictError     ROLLOUT_CONFLICT: the record is not the one that was read
 │   └── ClusterShapeError         CLUSTER_OBJECT_SHAPE: an object is not made as this service expects
 └── PermissionDeniedError
     └── ClusterRefusedError       CLUSTER_REFUSED: credentials or rules do not allow it, or it is not valid
@@ -44,7 +44,7 @@ class ClusterConflictError(FailedPreconditionError):
 class RevisionConflictError(FailedPreconditionError):
     """The rollout's record is of another revision than the one that the caller has read; load it again."""
 
-    default_reason = "ROLLOUT_REVISION_CONFLICT"
+    default_reason = "ROLLOUT_CONFLICT"
 
 
 class ClusterShapeError(FailedPreconditionError):
