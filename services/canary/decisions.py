@@ -76,7 +76,11 @@ def _by_evidence(rollout: Rollout, *, elapsed_s: float) -> tuple[Kind, str]:
     if elapsed_s < spec.least_s:
         return Kind.CONTINUE, f"a step lasts at least {spec.least_s:g} s"
     if rollout.step + 1 < len(spec.steps):
-        return Kind.ADVANCE, f"nothing got worse at {share}"
+        doubtful = [gate for gate in rollout.gates if gate.mean is None or gate.mean < gate.rule.boundary]
+        if not doubtful:
+            return Kind.ADVANCE, f"nothing looks worse than allowed at {share}"
+        what = f"may be worse than allowed: {_means(doubtful)}"
+        return (Kind.ROLL_BACK, f"{what} after {elapsed_s:.0f} s") if is_late else (Kind.CONTINUE, what)
     undecided = [gate for gate in rollout.gates if gate.verdict is not Verdict.PASSED]
     if undecided:
         what = f"not shown to be good enough: {_means(undecided)}"

@@ -94,7 +94,9 @@ class Rollout:
     phase_began_s: float = 0.0
     """When the present phase began or, while observing, the present step."""
     reason: str = ""
-    """Why it is where it is."""
+    """Why it is in this phase, or at this step."""
+    status: str = ""
+    """What it waits for there."""
     asked: Literal["promote", "abort"] | None = None
     """What a person asked for, and the controller has not done yet."""
     asked_by: str = ""
@@ -116,13 +118,17 @@ class Rollout:
 
     def into(self, phase: Phase, *, reason: str, now_s: float) -> Self:
         """The rollout in another phase."""
-        return replace(self, phase=phase, reason=reason, phase_began_s=now_s)
+        return replace(self, phase=phase, reason=reason, status="", phase_began_s=now_s)
+
+    def waiting(self, status: str) -> Self:
+        """The rollout where it is, waiting for something."""
+        return replace(self, status=status)
 
     def at_step(self, step: int, *, reason: str, now_s: float) -> Self:
         """The rollout at a step of its traffic's way."""
         seen = tuple(gate.count for gate in self.gates)
         return replace(
-            self, phase=Phase.OBSERVING, step=step, seen_before_step=seen, reason=reason, phase_began_s=now_s
+            self.into(Phase.OBSERVING, reason=reason, now_s=now_s), step=step, seen_before_step=seen
         )
 
     def after(self, observations: Mapping[str, Sequence[float]]) -> Self:

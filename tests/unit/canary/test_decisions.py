@@ -34,8 +34,10 @@ def observed(
         (observed(EQUAL, spec=replace(SPEC, when_equal="hold")), 61, Kind.CONTINUE, "not shown to be better"),
         (observed(EQUAL, spec=replace(SPEC, when_equal="hold")), 600, Kind.HOLD, "not shown to be better"),
         (observed(GOOD, spec=replace(SPEC, when_equal="hold")), 61, Kind.PROMOTE, "better"),
-        (observed(GOOD, step=0), 61, Kind.ADVANCE, "nothing got worse at 5 %"),
-        (observed(EQUAL[:20], step=0), 61, Kind.ADVANCE, "nothing got worse"),  # not yet shown: no matter
+        (observed(GOOD, step=0), 61, Kind.ADVANCE, "nothing looks worse than allowed at 5 %"),
+        (observed(EQUAL[:20], step=0), 61, Kind.ADVANCE, "nothing looks worse"),  # not yet shown: no matter
+        (observed([-0.3] * 20, step=0), 61, Kind.CONTINUE, "may be worse than allowed: score -0.3"),
+        (observed([-0.3] * 20, step=0), 600, Kind.ROLL_BACK, "may be worse than allowed: score -0.3"),
         (observed(GOOD), 59, Kind.CONTINUE, "at least 60 s"),
         (observed(BAD), 1, Kind.ROLL_BACK, "score -1.5"),
         (observed(BAD, step=0), 1, Kind.ROLL_BACK, "worse than allowed"),
