@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-slow test-browser lint format proto docs-metrics bench bench-labeling bench-cord bench-guards dashboards clean
+.PHONY: help setup demo test test-unit test-slow test-browser lint format proto docs-metrics deploy-contract deploy-check bench bench-labeling bench-cord bench-guards dashboards clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -62,6 +62,12 @@ proto: setup ## generate andon/api from protos
 
 docs-metrics: setup ## write docs/metrics.md from the code
 	$(BIN)/python -m scripts.metrics_table
+
+deploy-contract: setup ## write what `andon deploy check` knows of settings and metrics from the code
+	$(BIN)/python -m scripts.deploy_contract
+
+deploy-check: setup ## check all Kubernetes manifests without a cluster
+	$(BIN)/andon deploy check --all
 
 $(BUF) $(AXE) &: package.json
 	@command -v npm > /dev/null || { echo "this needs npm (Debian: apt-get install npm)" >&2; exit 1; }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from andon.cli.main import app
@@ -19,8 +21,11 @@ from andon.deploy.environment import environment_of, service_of
 from andon.deploy.objects import look_at
 from andon.deploy.requirements import ComponentRules, Requirements, find_requirements
 from andon.deploy.rules import Scene
+from andon.rpc.auth import hash_token
 from andon.rpc.config import load_config
+from andon.rpc.token_file import read_token_file
 from scripts import deploy_contract
+from services.labeling.token_holders import read_tokens_file
 from tests.manifests import ROOT, kubectl, rendered, requirements
 
 OVERLAYS = ["base", "overlays/local", "overlays/gpu", "overlays/production"]
@@ -110,6 +115,44 @@ def test_trainers_samplers_serve_no_users() -> None:
     assert tracks["andon-policy"] == "stable"
     assert tracks["andon-policy-canary"] == "canary"
     assert tracks["andon-sampler"] is None
+
+
+def test_new_secrets_are_what_the_manifests_expect_and_services_take(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [ROOT / "create-secrets.sh", "--namespace", "rlhf", "--database", "postgresql://a:b@c/d"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    made: dict[str, dict[str, str]] = {}
+    for secret in yaml.safe_load_all(done.stdout):
+        assert secret["metadata"]["namespace"] == "rlhf"
+        made[secret["metadata"]["name"]] = {
+            key: base64.b64decode(value).decode() for key, value in secret["data"].items()
+        }
+    # The Gateway's certificate is somebody else's to make.
+    expected = {name: entry.keys for name, entry in requirements().secrets.items()}
+    del expected["andon-gateway-tls"]
+    assert {name: tuple(data) for name, data in made.items()} == expected
+    path = tmp_path / "tokens.yaml"
+    path.write_text(made["andon-tokens"]["tokens.yaml"])
+    roles = {digest: caller.role for digest, caller in read_token_file(path).items()}
+    path.write_text(made["andon-labeling-tokens"]["tokens.yaml"])
+    path.chmod(0o440)
+    labeling_roles = {digest: caller.role for digest, caller in read_tokens_file(path).items()}
+    admin = done.stderr.split()[-1]
+    assert labeling_roles[hash_token(admin)] == "admin"
+    assert hash_token(admin) not in roles
+    for name, role, labeling_role in (
+        ("trainer", "trainer", "service"),
+        ("canary", "service", "service"),
+        ("researcher", "researcher", "researcher"),
+    ):
+        digest = hash_token(made[f"andon-{name}-token"]["token"])
+        assert (roles[digest], labeling_roles[digest]) == (role, labeling_role)
+    again = subprocess.run([ROOT / "create-secrets.sh"], capture_output=True, text=True, check=True)
+    assert made["andon-trainer-token"]["token"] not in again.stdout
+    assert "andon-labeling-database" not in again.stdout
 
 
 def test_the_command_says_what_is_wrong_and_ends_with_1(tmp_path: Path) -> None:
