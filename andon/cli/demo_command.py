@@ -12,8 +12,10 @@ from typing import Annotated
 import typer
 
 from andon.cli.demo_state import open_state
+from andon.cli.endpoints import home_folder
 from andon.cli.output import JsonFlag, messages, print_json, results
 from andon.cli.recipes import Recipe, packaged_recipe, read_recipe, with_beta
+from andon.errors import InvalidArgumentError
 
 
 def demo(
@@ -36,13 +38,28 @@ def demo(
     recipe: Annotated[
         Path | None, typer.Option("--recipe", help="A recipe of your own instead of the packaged one.")
     ] = None,
+    running: Annotated[
+        bool,
+        typer.Option(
+            "--running",
+            help="Use the services that run already, found by ANDON_<SERVICE>_TARGET or in ./andon-home. The "
+            "trainer must see --out under the same absolute path.",
+        ),
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Run the whole loop: fine-tune, sample, label, train a reward model, PPO, measure, report."""
     chosen = _recipe(recipe, data=data, small=small, beta=beta)
+    if running and chosen.services:
+        raise InvalidArgumentError(
+            f"the recipe sets flags of services ({', '.join(chosen.services)}), which nobody can set on "
+            "services that run already: take them out of the recipe",
+            reason="FLAGS_OF_RUNNING_SERVICES",
+        )
     # Imported here: the statistics and plots take a second that `andon --help` must not.
-    from andon.cli.demo_flow import DemoFlow, DemoRequest
+    from andon.cli.demo_flow import PATIENCE_S, DemoFlow, DemoRequest
     from andon.cli.demo_report import measure, print_report
+    from andon.cli.demo_services import RunningServices
 
     console = messages()
     wanted = {"seed": seed, "data": data, "recipe": chosen.model_dump(mode="json")}
@@ -51,11 +68,12 @@ def demo(
     if begun:
         console.print(f"going on with {state.demo_id}, which was cut off", highlight=False)
     request = DemoRequest(out=out, seed=seed, data=data, recipe=chosen)
-    with _terminate_as_interrupt(), DemoFlow(request, state, console) as flow:
+    services = RunningServices(home_folder(), patience_s=PATIENCE_S) if running else None
+    with _terminate_as_interrupt(), DemoFlow(request, state, console, services=services) as flow:
         try:
             report, page = measure(flow, flow.run())
         except KeyboardInterrupt:
-            console.print("stopping the services; the same command goes on from here")
+            console.print(f"{'' if running else 'stopping the services; '}the same command goes on from here")
             raise
     state.finished = True
     state.save()

@@ -3,7 +3,8 @@
 documents -> services up -> supervised fine-tuning -> samples -> simulated labelers -> reward model -> PPO ->
 measurements -> report. Each phase is timed and its result remembered (``demo_state``), so a demo that was cut
 off goes on at the phase it had reached, and a training run inside a phase goes on at its checkpoint. What a
-phase needs of a service that dies in the meantime is asked again until the supervisor has started it anew.
+phase needs of a service that dies in the meantime is asked again until it has been started anew: by the
+demo's own supervisor, or by whoever runs the services that the demo was given.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from andon.cli.demo_corpus import DemoCorpus, builtin_corpus, corpus_of_documents
+from andon.cli.demo_services import DemoServices, OwnServices
 from andon.cli.demo_state import DemoState
 from andon.cli.demo_tasks import build_tasks
 from andon.cli.measurements import Measuring
@@ -81,9 +83,17 @@ class DemoOutcome:
 
 
 class DemoFlow:
-    """One demo. Use it as a context manager: leaving it stops the services."""
+    """One demo. Use it as a context manager: leaving it stops the services that it started."""
 
-    def __init__(self, request: DemoRequest, state: DemoState, console: Console) -> None:
+    def __init__(
+        self,
+        request: DemoRequest,
+        state: DemoState,
+        console: Console,
+        *,
+        services: DemoServices | None = None,
+    ) -> None:
+        """``services`` run already; without them the demo starts its own."""
         self.request = request
         self.state = state
         self._console = console
@@ -91,8 +101,13 @@ class DemoFlow:
         self._stack = ExitStack()
         self._curves: dict[Stage, StageCurve] = {}
         self._stored: dict[Stage, tuple[ModelVersion, ...]] = {}
-        self.supervisor = Supervisor(
-            request.out / "home", ports=free_ports(), arguments=_arguments(self._recipe), on_event=self._tell
+        self.services: DemoServices = services or OwnServices(
+            Supervisor(
+                request.out / "home",
+                ports=free_ports(),
+                arguments=_arguments(self._recipe),
+                on_event=self._tell,
+            )
         )
 
     def __enter__(self) -> DemoFlow:
@@ -102,14 +117,21 @@ class DemoFlow:
     def __exit__(self, *exception: Any) -> None:  # what every context manager is given
         self._stack.__exit__(*exception)
 
+    @property
+    def supervisor(self) -> Supervisor:
+        """That of the demo's own services. Raises RuntimeError where the demo uses others'."""
+        if not isinstance(self.services, OwnServices):
+            raise RuntimeError("the demo did not start these services")
+        return self.services.supervisor
+
     def run(self) -> DemoOutcome:
         """Everything up to the measurements."""
         with self.phase("corpus"):
             corpus = self._corpus()
             files = corpus.write(self.request.out / "corpus")
         with self.phase("services"):
-            self.supervisor.start()
-            self._stack.callback(self.supervisor.stop)
+            self.services.start()
+            self._stack.callback(self.services.stop)
             self._connect()
         with self.phase("sft"):
             sft = self._train_sft(files)
@@ -187,12 +209,12 @@ class DemoFlow:
         return corpus_of_documents(self.request.data, sizes)
 
     def _connect(self) -> None:
-        targets = self.supervisor.targets
+        targets = self.services.targets
         self.policy = self._stack.enter_context(PolicyClient(targets["policy"]))
         self.reference = self._stack.enter_context(ReferenceClient(targets["reference"]))
         self.reward = self._stack.enter_context(RewardClient(targets["reward"]))
         self.labeling = self._stack.enter_context(
-            LabelingClient(targets["labeling"], token=self.supervisor.tokens.admin)
+            LabelingClient(targets["labeling"], token=self.services.labeling_token)
         )
         self.trainer = self._stack.enter_context(TrainerClient(targets["trainer"]))
 
@@ -270,7 +292,7 @@ class DemoFlow:
         if ended.state is not RunState.SUCCEEDED:
             raise FailedPreconditionError(
                 f"the {stage} run {run_id} has {ended.state.value}: {ended.status_message} "
-                f"(log: {self.supervisor.log_path('trainer')}); the same command takes it up again",
+                f"(log: {self.services.trainer_log}); the same command takes it up again",
                 reason="RUN_FAILED",
                 run_id=run_id,
             )
@@ -283,7 +305,7 @@ class DemoFlow:
 
     def _serve(self, service: str, model: ModelVersion) -> None:
         """Has a service use a model now, and again whenever it is started anew."""
-        self.supervisor.set_argument(service, "model", str(model))
+        self.services.keep_model(service, str(model))
         load: Mapping[str, Callable[..., object]] = {
             "policy": self.policy.load_model,
             "reference": self.reference.load_model,
@@ -348,10 +370,10 @@ class DemoFlow:
         before = patiently(lambda: self.labeling.progress(batch=batch, wait_for_ready=True))
         with self.bar("labeling", before.slot_count - before.answer_count) as advance:
             label_batch(
-                self.supervisor.targets["labeling"],
+                self.services.targets["labeling"],
                 batch,
                 corpus.opinions,
-                token=self.supervisor.tokens.admin,
+                token=self.services.labeling_token,
                 labelers=self._recipe.labeling.labelers,
                 mode=self._recipe.labeling.mode,
                 on_answers=advance,

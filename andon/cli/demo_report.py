@@ -77,7 +77,7 @@ def _measured(flow: DemoFlow, outcome: DemoOutcome) -> Report:
         curves=curves,
         samples=comparison.samples,
         seconds={},
-        model_store=str(flow.supervisor.home / "store"),
+        model_store=flow.services.model_store,
         models={
             "policy": str(models.policy),
             "reference": str(models.sft),
@@ -85,7 +85,7 @@ def _measured(flow: DemoFlow, outcome: DemoOutcome) -> Report:
         },
         config={
             "data": request.data or "built-in corpus",
-            "restarts": {name: flow.supervisor.restart_count(name) for name in flow.supervisor.targets},
+            "restarts": dict(flow.services.restarts),
             **recipe.model_dump(mode="json"),
         },
     )
