@@ -2,12 +2,12 @@
 
 The Dockerfile runs it in its build, with nothing but the standard library and what pip has installed:
 
-    python requirements.py list labeling canary > wanted.txt   names from pyproject.toml: the base and these extras
-    python requirements.py check                               every installed version against requirements.lock
+    python requirements.py list labeling canary > wanted.txt   the base's names in pyproject.toml and the extras'
+    python requirements.py check                               every installed version against the locks
 
-The lock pins more than an image needs, so it is given to pip as constraints. pip takes a package that the lock
-lacks at its newest version; ``check`` ends with 1 then. What another package requires in one exact version is
-pinned too: torch names its CUDA libraries so.
+The locks, requirements.lock and constraints.txt, pin more than an image needs, so pip gets them as
+constraints. It takes a package that they lack at its newest version; ``check`` ends with 1 then. What another
+package requires in one exact version is pinned too: torch names its CUDA libraries so.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
 PROJECT = Path("pyproject.toml")
-LOCK = Path("requirements.lock")
+LOCKS = (Path("requirements.lock"), Path("constraints.txt"))
 EXACT = re.compile(r"([A-Za-z0-9._-]+)(?:\[[^\]]*\])?\s*\(?==")
 
 
@@ -32,15 +32,15 @@ def wanted(project: Path, extras: Iterable[str]) -> list[str]:
     return sorted(set(listed))
 
 
-def pinned(lock: Path) -> dict[str, str]:
-    """Version by name, as the lock has them."""
-    lines = (line.strip() for line in lock.read_text(encoding="utf-8").splitlines())
+def pinned(*locks: Path) -> dict[str, str]:
+    """Version by name, as the locks have them."""
+    lines = (line.strip() for lock in locks for line in lock.read_text(encoding="utf-8").splitlines())
     pairs = (line.split("==") for line in lines if line and not line.startswith("#"))
     return {canonical(name): version for name, version in pairs}
 
 
 def unpinned(installed: Iterable[Distribution], pins: dict[str, str]) -> list[str]:
-    """What is installed in another version than the lock's, or in a version that nothing decided."""
+    """What is installed in another version than a lock's, or in a version that nothing decided."""
     found = list(installed)
     exact = {
         canonical(match[1])
@@ -69,8 +69,8 @@ def main(arguments: list[str]) -> int:
             sys.stdout.write("\n".join(wanted(PROJECT, extras)) + "\n")
             return 0
         case ["check"]:
-            loose = unpinned(distributions(), pinned(LOCK))
-            sys.stderr.writelines(f"{LOCK} does not pin {what}\n" for what in loose)
+            loose = unpinned(distributions(), pinned(*LOCKS))
+            sys.stderr.writelines(f"no lock pins {what}\n" for what in loose)
             return 1 if loose else 0
         case _:
             sys.stderr.write("usage: requirements.py list EXTRA... | check\n")
