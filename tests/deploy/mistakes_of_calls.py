@@ -141,6 +141,34 @@ MISTAKES = [
         into=PRODUCTION,
     ),
     Mistake(
+        name="a name that the certificate does not have",
+        plant=lambda p: p.find("Certificate/andon-reward")["spec"].update(dnsNames=["andon-rewards"]),
+        rule="tls-name",
+        where="Deployment/andon-trainer",
+        says="the certificate of Deployment/andon-reward does not name andon-reward",
+        into=PRODUCTION,
+    ),
+    Mistake(
+        name="a wildcard that not everybody takes",
+        plant=lambda p: p.find("Certificate/andon-policy")["spec"].update(
+            dnsNames=["andon-policy", "*.andon-sampler"]
+        ),
+        rule="tls-name",
+        where="Deployment/andon-trainer",
+        says="does not name andon-sampler-0.andon-sampler",
+        into=PRODUCTION,
+    ),
+    Mistake(
+        name="a name that the Gateway asks for in vain",
+        plant=lambda p: p.find("BackendTLSPolicy/andon-policy")["spec"]["validation"].update(
+            hostname="policy.example.com"
+        ),
+        rule="tls-name",
+        where="BackendTLSPolicy/andon-policy",
+        says="does not name policy.example.com",
+        into=PRODUCTION,
+    ),
+    Mistake(
         name="a caller without a token",
         plant=lambda p: set_datum(p, "andon-trainer", "ANDON_TOKEN_FILE", None),
         rule="token",

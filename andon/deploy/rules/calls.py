@@ -71,6 +71,10 @@ def _of_target(scene: Scene, sides: list[_Side], caller: _Side, name: str, targe
         for side in sides:
             if side.pods is callee:
                 yield from _of_agreement(scene, caller, side, name)
+                if "ANDON_TLS_CA" in caller.variables:
+                    problem = certificate_problem(scene, callee, host)
+                    if problem is not None:
+                        yield _finding("tls-name", caller, f"{name}: {problem}")
 
 
 def _of_agreement(scene: Scene, caller: _Side, callee: _Side, name: str) -> Iterator[Finding]:
@@ -88,6 +92,28 @@ def _of_agreement(scene: Scene, caller: _Side, callee: _Side, name: str) -> Iter
     if asks_for_token and not caller.variables.keys() & {"ANDON_TOKEN", "ANDON_TOKEN_FILE"}:
         message = f"{name}: {callee.pods.where} asks for a token, and ANDON_TOKEN_FILE is not set"
         yield _finding("token", caller, message)
+
+
+def certificate_problem(scene: Scene, callee: Pods, host: str) -> str | None:
+    """Why callers of ``host`` would not believe the pods' certificate; None where they would."""
+    secrets = {
+        volume["secret"]["secretName"] for volume in callee.spec.get("volumes", []) if "secret" in volume
+    }
+    for certificate in scene.cluster.kind("Certificate"):
+        spec = certificate["spec"]
+        if spec["secretName"] in secrets and not any(
+            _covers(name, host) for name in spec.get("dnsNames", [])
+        ):
+            return f"the certificate of {callee.where} does not name {host}"
+    return None
+
+
+def _covers(name: str, host: str) -> bool:
+    if name == host:
+        return True
+    # Not every TLS library takes a wildcard over a name of one part; gRPC's own check of names does not.
+    rest = name.removeprefix("*.")
+    return rest != name and "." in rest and host.partition(".")[2] == rest
 
 
 def _of_samplers(scene: Scene, caller: _Side, targets: list[str]) -> Iterator[Finding]:

@@ -9,6 +9,7 @@ from andon.deploy.findings import Finding
 from andon.deploy.kustomize import Manifest
 from andon.deploy.objects import where
 from andon.deploy.rules import Scene
+from andon.deploy.rules.calls import certificate_problem
 from andon.deploy.rules.references import config_map_keys, secret_keys
 
 
@@ -41,12 +42,22 @@ def route_findings(scene: Scene) -> Iterator[Finding]:
             if scene.cluster.find(target["kind"], target["name"]) is None:
                 message = f"{target['kind']} {target['name']} does not exist"
                 yield Finding(rule="route-backend", where=where(policy), message=message)
+            yield from _of_backend_names(scene, policy, target["name"])
         for reference in policy["spec"]["validation"].get("caCertificateRefs", []):
             if reference["kind"] == "ConfigMap" and "ca.crt" not in (
                 config_map_keys(scene, reference["name"]) or ()
             ):
                 message = f"ConfigMap {reference['name']} with key ca.crt does not exist"
                 yield Finding(rule="config-map", where=where(policy), message=message)
+
+
+def _of_backend_names(scene: Scene, policy: Manifest, service_name: str) -> Iterator[Finding]:
+    service = scene.cluster.find("Service", service_name)
+    selector = None if service is None else service["spec"].get("selector")
+    for pods in scene.cluster.selected({"matchLabels": selector}) if selector else []:
+        problem = certificate_problem(scene, pods, policy["spec"]["validation"]["hostname"])
+        if problem is not None:
+            yield Finding(rule="tls-name", where=where(policy), message=problem)
 
 
 def _of_parents(scene: Scene, route: Manifest) -> Iterator[Finding]:
