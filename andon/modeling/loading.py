@@ -140,7 +140,7 @@ def scorer_from_causal_lm(
     Raises FailedPreconditionError NO_PAD_TOKEN when the model has no padding token of its own, without which
     plain transformers would read the score at the wrong token.
     """
-    config = _load_config(source)
+    config = load_config(source)
     if config.pad_token_id is None or config.pad_token_id == config.eos_token_id:
         raise FailedPreconditionError(
             f"{source} has no padding token of its own", reason="NO_PAD_TOKEN", model=source
@@ -233,7 +233,8 @@ def describe(model: PreTrainedModel) -> ModelDescription:
     )
 
 
-def _load_config(source: str | Path) -> PretrainedConfig:
+def load_config(source: str | Path) -> PretrainedConfig:
+    """The configuration alone, without weights. Raises NotFoundError MODEL_NOT_FOUND."""
     try:
         return AutoConfig.from_pretrained(str(source))
     except (OSError, ValueError) as error:
@@ -253,7 +254,7 @@ def _load(
     if dtype not in DTYPES:
         raise InvalidArgumentError(f"unknown dtype {dtype!r}", reason="INVALID_DTYPE", field="dtype")
     if config is None:
-        config = _load_config(source)
+        config = load_config(source)
     try:
         with _quiet():
             model, report = auto_class.from_pretrained(

@@ -64,7 +64,8 @@ class CallOutcome:
     """All responses to a call."""
 
     sequences: tuple[FinishedSequence, ...]  # by sequence_index
-    first_token_s: tuple[float, ...]  # by prompt, from the start of model work on the call
+    # By prompt, from the start of model work on the call; None where the backend does not say.
+    first_token_s: tuple[float, ...] | None
     model: ModelVersion
     queue_s: float
     compute_s: float

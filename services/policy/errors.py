@@ -3,20 +3,28 @@
     AndonError
     ├── InvalidArgumentError
     │   └── InvalidSampleRequestError   EMPTY_REQUEST, SEQUENCE_TOO_LONG, INVALID_SAMPLING_PARAMETER,
-    │                                   TOO_MANY_SAMPLES
+    │                                   TOO_MANY_SAMPLES, UNSUPPORTED_BY_BACKEND
     ├── FailedPreconditionError
     │   ├── ModelNotLoadedError         MODEL_NOT_LOADED
     │   ├── ModelReplacedError          MODEL_VERSION_MISMATCH
     │   ├── ModelVersionConflictError   MODEL_VERSION_CONFLICT
-    │   └── NotALanguageModelError      NOT_A_LANGUAGE_MODEL
+    │   ├── NotALanguageModelError      NOT_A_LANGUAGE_MODEL
+    │   ├── UnsupportedByBackendError   UNSUPPORTED_BY_BACKEND
+    │   ├── BackendServesOtherModelError BACKEND_SERVES_OTHER_MODEL
+    │   └── BackendRefusedError         BACKEND_REFUSED
     ├── ResourceExhaustedError
-    │   └── QueueFullError              QUEUE_FULL
+    │   ├── QueueFullError              QUEUE_FULL
+    │   └── BackendOverloadedError      BACKEND_OVERLOADED
     ├── UnavailableError
-    │   └── ShuttingDownError           SHUTTING_DOWN
+    │   ├── ShuttingDownError           SHUTTING_DOWN
+    │   └── BackendUnavailableError     BACKEND_UNAVAILABLE
+    ├── DeadlineExceededError
+    │   └── BackendTimeoutError         BACKEND_TIMEOUT
     ├── DataLossError
     │   └── LoadedWeightsNotFiniteError WEIGHTS_NOT_FINITE
     └── InternalError
         ├── LogitsNotFiniteError        LOGITS_NOT_FINITE
+        ├── BackendAnswerInvalidError   BACKEND_ANSWER_INVALID
         └── SamplingFailedError         SAMPLING_FAILED
 
 A version other than the required one raises the error of ``andon.rpc.convert``; malformed, truncated, altered
@@ -27,12 +35,14 @@ from __future__ import annotations
 
 from andon.errors import (
     DataLossError,
+    DeadlineExceededError,
     FailedPreconditionError,
     InternalError,
     InvalidArgumentError,
     ResourceExhaustedError,
     UnavailableError,
 )
+from andon.rpc.limits import RETRY_AFTER
 
 
 class InvalidSampleRequestError(InvalidArgumentError):
@@ -129,3 +139,81 @@ class SamplingFailedError(InternalError):
 
     def __init__(self) -> None:
         super().__init__("the model failed while it was writing this sample; the service's log says why")
+
+
+class UnsupportedByBackendError(FailedPreconditionError):
+    """What writes the samples cannot do this, whatever its state."""
+
+    default_reason = "UNSUPPORTED_BY_BACKEND"
+
+    def __init__(self, *, backend: str, problem: str) -> None:
+        super().__init__(f"backend {backend}: {problem}", backend=backend)
+
+
+class BackendServesOtherModelError(FailedPreconditionError):
+    """The server serves another model than this service was told to speak for."""
+
+    default_reason = "BACKEND_SERVES_OTHER_MODEL"
+
+    def __init__(self, *, backend: str, expected: str, serves: str) -> None:
+        super().__init__(
+            f"backend {backend} serves {serves}, not {expected}",
+            backend=backend,
+            expected=expected,
+            serves=serves,
+        )
+
+
+class BackendRefusedError(FailedPreconditionError):
+    """The server does not accept our request: its token, its address or its limits do not fit."""
+
+    default_reason = "BACKEND_REFUSED"
+
+    def __init__(self, *, backend: str, status: int, message: str) -> None:
+        super().__init__(
+            f"backend {backend} refused the request with {status}: {message}", backend=backend, status=status
+        )
+
+
+class BackendOverloadedError(ResourceExhaustedError):
+    """The server has more work than it takes; ``retry_after_s`` says when to come back."""
+
+    default_reason = "BACKEND_OVERLOADED"
+
+    def __init__(self, *, backend: str, status: int, retry_after_s: float) -> None:
+        super().__init__(
+            f"backend {backend} is overloaded; repeat later",
+            backend=backend,
+            status=status,
+            **{RETRY_AFTER: f"{retry_after_s:.3f}"},
+        )
+
+
+class BackendUnavailableError(UnavailableError):
+    """The server cannot be reached, is not ready, or failed while it worked on this."""
+
+    default_reason = "BACKEND_UNAVAILABLE"
+
+    def __init__(self, *, backend: str, problem: str, retry_after_s: float | None = None) -> None:
+        hint = {} if retry_after_s is None else {RETRY_AFTER: f"{retry_after_s:.3f}"}
+        super().__init__(f"backend {backend} is unavailable: {problem}", backend=backend, **hint)
+
+
+class BackendTimeoutError(DeadlineExceededError):
+    """The server did not answer within ``backend_timeout_s``."""
+
+    default_reason = "BACKEND_TIMEOUT"
+
+    def __init__(self, *, backend: str, timeout_s: float) -> None:
+        super().__init__(
+            f"backend {backend} did not answer within {timeout_s:g} s", backend=backend, timeout_s=timeout_s
+        )
+
+
+class BackendAnswerInvalidError(InternalError):
+    """The server's answer cannot be what was asked for; nothing of it is passed on."""
+
+    default_reason = "BACKEND_ANSWER_INVALID"
+
+    def __init__(self, *, backend: str, problem: str) -> None:
+        super().__init__(f"the answer of backend {backend} is invalid: {problem}", backend=backend)

@@ -1,4 +1,4 @@
-"""Decides how each call of the policy service is answered: check, queue, sample, convert."""
+"""Decides how each call of the policy service is answered: check, sample, convert."""
 
 from __future__ import annotations
 
@@ -20,20 +20,23 @@ from andon.rpc.convert import (
     seconds_to_duration,
     timing_to_proto,
 )
+from services.policy.backends.backend import Backend, Capabilities, LogprobBasis, Served, check_parameters
 from services.policy.call import CallOutcome, FinishedSequence, FinishReason, SampleCall
 from services.policy.config import PolicyConfig
 from services.policy.errors import ModelNotLoadedError
-from services.policy.metrics import PolicyMetrics
 from services.policy.requests import check_not_empty, parameters_of, prompts_of
-from services.policy.runner import SamplingRunner
-from services.policy.served_model import ServedModel, load_served_model
 from services.policy.stopping import cut_at_stop
-from services.policy.weight_receiver import WeightReceiver
 
 _FINISH_REASONS = {
     FinishReason.EOS: policy_pb2.FINISH_REASON_EOS,
     FinishReason.STOP: policy_pb2.FINISH_REASON_STOP,
     FinishReason.LENGTH: policy_pb2.FINISH_REASON_LENGTH,
+}
+
+_LOGPROB_BASES = {
+    LogprobBasis.EXACT: policy_pb2.LOGPROB_BASIS_EXACT,
+    LogprobBasis.PLAIN: policy_pb2.LOGPROB_BASIS_PLAIN,
+    LogprobBasis.DRAWN: policy_pb2.LOGPROB_BASIS_DRAWN,
 }
 
 T = TypeVar("T")
@@ -44,11 +47,9 @@ _log = structlog.stdlib.get_logger("services.policy")
 class PolicyServicer(policy_grpc.PolicyServiceServicer):
     """Implements ``andon.api.policy.v1.PolicyService``."""
 
-    def __init__(self, config: PolicyConfig, runner: SamplingRunner, metrics: PolicyMetrics) -> None:
+    def __init__(self, config: PolicyConfig, backend: Backend) -> None:
         self._config = config
-        self._runner = runner
-        self._metrics = metrics
-        self._receiver = WeightReceiver(runner, metrics)
+        self._backend = backend
         # Texts of a large call keep a thread busy for a while; the event loop has other calls to answer. One
         # thread, because a tokenizer is not made for two that encode.
         self._text_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="policy-text")
@@ -57,59 +58,35 @@ class PolicyServicer(policy_grpc.PolicyServiceServicer):
         """End the thread that works on texts."""
         self._text_thread.shutdown()
 
-    async def load(self, name: str) -> ServedModel:
-        """Load a model by name and take it into use. On an error the old one stays in use."""
-        config = self._config
-        async with self._receiver.lock:
-            try:
-                loaded = await asyncio.get_running_loop().run_in_executor(
-                    None,
-                    lambda: load_served_model(
-                        name, store=config.store, dtype=config.dtype, device=config.device
-                    ),
-                )
-                served = await asyncio.wrap_future(self._runner.replace(lambda _: loaded))
-            except Exception:
-                self._metrics.model.load_failed()
-                raise
-        self._metrics.model.loaded(served.version)
-        _log.info(
-            "model_loaded",
-            model=str(served.version),
-            architecture=served.facts.architecture,
-            parameters=served.facts.parameter_count,
-            cache_tokens=self._runner.limits.cache_tokens,
-        )
-        return served
-
     async def Sample(
         self,
         request: policy_pb2.SampleRequest,
         context: grpc.aio.ServicerContext[policy_pb2.SampleRequest, policy_pb2.SampleResponse],
     ) -> policy_pb2.SampleResponse:
         """Write responses to prompts."""
-        arrival_s = self._runner.clock()
+        arrival_s = self._backend.clock()
         served = self._in_use()
         check_not_empty(request)
         parameters = parameters_of(
             request.parameters,
             num_prompts=len(request.prompts),
-            limits=self._runner.limits,
+            limits=self._backend.limits,
             vocab_size=served.limits.vocab_size,
             max_samples=self._config.max_samples_per_call,
             max_new_tokens=min(self._config.max_new_tokens, served.limits.max_sequence_tokens),
         )
+        check_parameters(parameters, self._backend.capabilities)
         prompts = await self._on_texts(
             lambda: prompts_of(
                 request.prompts,
                 parameters,
                 encoder=served.codec,
                 model_limits=served.limits,
-                limits=self._runner.limits,
+                limits=self._backend.limits,
             )
         )
         call = SampleCall(
-            call_id=self._runner.next_id(),
+            call_id=self._backend.next_id(),
             prompts=prompts,
             parameters=parameters,
             required_model=(
@@ -120,12 +97,7 @@ class PolicyServicer(policy_grpc.PolicyServiceServicer):
             tokenizer_fingerprint=served.codec.fingerprint,
             arrival_s=arrival_s,
         )
-        future = self._runner.submit(call)
-        try:
-            outcome = await asyncio.wrap_future(future)
-        except asyncio.CancelledError:
-            self._runner.cancel(call.call_id)
-            raise
+        outcome = await self._backend.sample(call)
         return await self._on_texts(lambda: _response(call, outcome, decode=served.codec.decode))
 
     async def UpdateWeights(
@@ -134,7 +106,7 @@ class PolicyServicer(policy_grpc.PolicyServiceServicer):
         context: grpc.aio.ServicerContext[policy_pb2.UpdateWeightsRequest, policy_pb2.UpdateWeightsResponse],
     ) -> policy_pb2.UpdateWeightsResponse:
         """Take new weights into use."""
-        update = await self._receiver.receive(request_iterator)
+        update = await self._backend.update_weights(request_iterator)
         _log.info("weights_updated", model=str(update.model), apply_s=round(update.apply_s, 4))
         return policy_pb2.UpdateWeightsResponse(
             model=model_version_to_proto(update.model), apply_duration=seconds_to_duration(update.apply_s)
@@ -146,7 +118,7 @@ class PolicyServicer(policy_grpc.PolicyServiceServicer):
         context: grpc.aio.ServicerContext[policy_pb2.LoadModelRequest, policy_pb2.LoadModelResponse],
     ) -> policy_pb2.LoadModelResponse:
         """Load a model and answer once it is in use."""
-        return policy_pb2.LoadModelResponse(info=_info_of(await self.load(request.model)))
+        return policy_pb2.LoadModelResponse(info=_info_of(await self._backend.load_model(request.model)))
 
     async def GetModelInfo(
         self,
@@ -154,10 +126,12 @@ class PolicyServicer(policy_grpc.PolicyServiceServicer):
         context: grpc.aio.ServicerContext[policy_pb2.GetModelInfoRequest, policy_pb2.GetModelInfoResponse],
     ) -> policy_pb2.GetModelInfoResponse:
         """Describe the model in use."""
-        return policy_pb2.GetModelInfoResponse(info=_info_of(self._in_use()))
+        return policy_pb2.GetModelInfoResponse(
+            info=_info_of(self._in_use()), capabilities=_capabilities_of(self._backend.capabilities)
+        )
 
-    def _in_use(self) -> ServedModel:
-        served = self._runner.served
+    def _in_use(self) -> Served:
+        served = self._backend.served
         if served is None:
             raise ModelNotLoadedError
         return served
@@ -179,7 +153,7 @@ def _response(
                     sequence,
                     model=model,
                     stop_texts=call.parameters.stop_texts,
-                    first_token_s=outcome.first_token_s[index],
+                    first_token_s=None if outcome.first_token_s is None else outcome.first_token_s[index],
                     decode=decode,
                 )
                 for sequence in outcome.sequences[index * per_prompt : (index + 1) * per_prompt]
@@ -216,7 +190,7 @@ def _sample(
     *,
     model: model_pb2.ModelVersion,
     stop_texts: tuple[str, ...],
-    first_token_s: float,
+    first_token_s: float | None,
     decode: Callable[[list[int]], str],
 ) -> policy_pb2.Sample:
     token_ids = sequence.token_ids.tolist()
@@ -227,15 +201,28 @@ def _sample(
         logprobs=sequence.logprobs.tolist(),
         finish_reason=_FINISH_REASONS[sequence.finish_reason],
         model=model,
-        first_token_duration=seconds_to_duration(first_token_s),
+        first_token_duration=None if first_token_s is None else seconds_to_duration(first_token_s),
     )
 
 
-def _info_of(served: ServedModel) -> model_pb2.ModelInfo:
+def _info_of(served: Served) -> model_pb2.ModelInfo:
     return model_info_to_proto(
         served.facts,
         version=served.version,
         eos_token_id=served.codec.eos_token_id,
         tokenizer_fingerprint=served.codec.fingerprint,
         load_time=served.load_time,
+    )
+
+
+def _capabilities_of(capabilities: Capabilities) -> policy_pb2.SamplerCapabilities:
+    return policy_pb2.SamplerCapabilities(
+        backend=capabilities.backend,
+        takes_weights=capabilities.takes_weights,
+        loads_models=capabilities.loads_models,
+        logprob_basis=_LOGPROB_BASES[capabilities.logprob_basis],
+        takes_token_ids=capabilities.takes_token_ids,
+        takes_stop_token_ids=capabilities.takes_stop_token_ids,
+        max_stop_texts=capabilities.max_stop_texts,
+        min_temperature=capabilities.min_temperature,
     )

@@ -71,7 +71,9 @@ class ModelInfo(_message.Message):
     architecture: _builtins.str
     """The Hugging Face architecture, for example "GPT2LMHeadModel"."""
     parameter_count: _builtins.int
-    """The number of parameters, embeddings included."""
+    """The number of parameters, embeddings included; 0 where the service does not
+    hold the weights.
+    """
     vocab_size: _builtins.int
     """The number of entries of the vocabulary. Token ids lie in [0, vocab_size)."""
     max_sequence_tokens: _builtins.int
@@ -83,9 +85,13 @@ class ModelInfo(_message.Message):
     services whose fingerprints differ do not mean the same by a token id.
     """
     dtype: _builtins.str
-    """The type of the weights: "float32", "bfloat16" or "float16"."""
+    """The type of the weights: "float32", "bfloat16" or "float16"; empty where it
+    is not known.
+    """
     device: _builtins.str
-    """The device the weights are on, for example "cpu" or "cuda:0"."""
+    """The device the weights are on, for example "cpu" or "cuda:0";
+    "remote" where another server holds them.
+    """
     @_builtins.property
     def model(self) -> Global___ModelVersion:
         """The version whose weights are in use."""

@@ -49,6 +49,34 @@ FINISH_REASON_LENGTH: FinishReason.ValueType  # 3
 """max_new_tokens was reached."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
+class _LogprobBasis:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LogprobBasisEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LogprobBasis.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LOGPROB_BASIS_UNSPECIFIED: _LogprobBasis.ValueType  # 0
+    LOGPROB_BASIS_EXACT: _LogprobBasis.ValueType  # 1
+    """log softmax(logits / temperature), before top_p: every call is served."""
+    LOGPROB_BASIS_PLAIN: _LogprobBasis.ValueType  # 2
+    """log softmax(logits): temperature 0 and 1 are served."""
+    LOGPROB_BASIS_DRAWN: _LogprobBasis.ValueType  # 3
+    """After temperature and top_p: top_p 1 is served."""
+
+class LogprobBasis(_LogprobBasis, metaclass=_LogprobBasisEnumTypeWrapper):
+    """LogprobBasis says which distribution a backend's log-probabilities are of. A
+    call for which they would not be what Sample.logprobs promises is refused.
+    """
+
+LOGPROB_BASIS_UNSPECIFIED: LogprobBasis.ValueType  # 0
+LOGPROB_BASIS_EXACT: LogprobBasis.ValueType  # 1
+"""log softmax(logits / temperature), before top_p: every call is served."""
+LOGPROB_BASIS_PLAIN: LogprobBasis.ValueType  # 2
+"""log softmax(logits): temperature 0 and 1 are served."""
+LOGPROB_BASIS_DRAWN: LogprobBasis.ValueType  # 3
+"""After temperature and top_p: top_p 1 is served."""
+Global___LogprobBasis: _TypeAlias = LogprobBasis  # noqa: Y015
+
 @_typing.final
 class SamplingParameters(_message.Message):
     """SamplingParameters says how tokens are drawn. The same parameters, seed,
@@ -198,7 +226,9 @@ class Sample(_message.Message):
 
     @_builtins.property
     def first_token_duration(self) -> _duration_pb2.Duration:
-        """From the start of model work on the call to this sample's first token."""
+        """From the start of model work on the call to this sample's first token. Not
+        set where the backend does not say.
+        """
 
     def __init__(
         self,
@@ -524,24 +554,91 @@ class GetModelInfoRequest(_message.Message):
 Global___GetModelInfoRequest: _TypeAlias = GetModelInfoRequest  # noqa: Y015
 
 @_typing.final
+class SamplerCapabilities(_message.Message):
+    """SamplerCapabilities says what the backend that writes the samples can do. A
+    call that needs more is refused with UNSUPPORTED_BY_BACKEND.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BACKEND_FIELD_NUMBER: _builtins.int
+    TAKES_WEIGHTS_FIELD_NUMBER: _builtins.int
+    LOADS_MODELS_FIELD_NUMBER: _builtins.int
+    LOGPROB_BASIS_FIELD_NUMBER: _builtins.int
+    TAKES_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    TAKES_STOP_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    MAX_STOP_TEXTS_FIELD_NUMBER: _builtins.int
+    MIN_TEMPERATURE_FIELD_NUMBER: _builtins.int
+    backend: _builtins.str
+    """"builtin", "tgi" or "openai"."""
+    takes_weights: _builtins.bool
+    """Whether UpdateWeights can be served. A trainer needs it."""
+    loads_models: _builtins.bool
+    """Whether LoadModel can be served."""
+    logprob_basis: Global___LogprobBasis.ValueType
+    """What its log-probabilities are of."""
+    takes_token_ids: _builtins.bool
+    """Whether a prompt may be any token ids. If not, only those that the tokenizer
+    gives for their text.
+    """
+    takes_stop_token_ids: _builtins.bool
+    """Whether stop_token_ids can be served."""
+    max_stop_texts: _builtins.int
+    """The most stop texts of a call, where the backend takes fewer than the service."""
+    min_temperature: _builtins.float
+    """The lowest temperature above 0, where the backend does not take all."""
+    def __init__(
+        self,
+        *,
+        backend: _builtins.str = ...,
+        takes_weights: _builtins.bool = ...,
+        loads_models: _builtins.bool = ...,
+        logprob_basis: Global___LogprobBasis.ValueType = ...,
+        takes_token_ids: _builtins.bool = ...,
+        takes_stop_token_ids: _builtins.bool = ...,
+        max_stop_texts: _builtins.int | None = ...,
+        min_temperature: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_stop_texts", b"_max_stop_texts", "_min_temperature", b"_min_temperature", "max_stop_texts", b"max_stop_texts", "min_temperature", b"min_temperature"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_stop_texts", b"_max_stop_texts", "_min_temperature", b"_min_temperature", "backend", b"backend", "loads_models", b"loads_models", "logprob_basis", b"logprob_basis", "max_stop_texts", b"max_stop_texts", "min_temperature", b"min_temperature", "takes_stop_token_ids", b"takes_stop_token_ids", "takes_token_ids", b"takes_token_ids", "takes_weights", b"takes_weights"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_stop_texts: _TypeAlias = _typing.Literal["max_stop_texts"]  # noqa: Y015
+    _WhichOneofArgType__max_stop_texts: _TypeAlias = _typing.Literal["_max_stop_texts", b"_max_stop_texts"]  # noqa: Y015
+    _WhichOneofReturnType__min_temperature: _TypeAlias = _typing.Literal["min_temperature"]  # noqa: Y015
+    _WhichOneofArgType__min_temperature: _TypeAlias = _typing.Literal["_min_temperature", b"_min_temperature"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_stop_texts) -> _WhichOneofReturnType__max_stop_texts | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_temperature) -> _WhichOneofReturnType__min_temperature | None: ...
+
+Global___SamplerCapabilities: _TypeAlias = SamplerCapabilities  # noqa: Y015
+
+@_typing.final
 class GetModelInfoResponse(_message.Message):
     """GetModelInfoResponse describes the model in use."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     INFO_FIELD_NUMBER: _builtins.int
+    CAPABILITIES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def info(self) -> _model_pb2.ModelInfo:
         """The model in use."""
+
+    @_builtins.property
+    def capabilities(self) -> Global___SamplerCapabilities:
+        """What the backend that writes the samples can do."""
 
     def __init__(
         self,
         *,
         info: _model_pb2.ModelInfo | None = ...,
+        capabilities: Global___SamplerCapabilities | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["info", b"info"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "info", b"info"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["info", b"info"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "info", b"info"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

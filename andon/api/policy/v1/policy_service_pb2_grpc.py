@@ -82,6 +82,12 @@ class PolicyServiceServicer:
         SEQUENCE_TOO_LONG, INVALID_SAMPLING_PARAMETER, TOO_MANY_SAMPLES.
         FAILED_PRECONDITION: MODEL_NOT_LOADED, MODEL_VERSION_MISMATCH.
         RESOURCE_EXHAUSTED: QUEUE_FULL. INTERNAL: LOGITS_NOT_FINITE, SAMPLING_FAILED.
+
+        Where an inference server writes the samples also INVALID_ARGUMENT:
+        UNSUPPORTED_BY_BACKEND. FAILED_PRECONDITION: BACKEND_SERVES_OTHER_MODEL,
+        BACKEND_REFUSED. RESOURCE_EXHAUSTED: BACKEND_OVERLOADED. UNAVAILABLE:
+        BACKEND_UNAVAILABLE. DEADLINE_EXCEEDED: BACKEND_TIMEOUT. INTERNAL:
+        BACKEND_ANSWER_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -95,7 +101,8 @@ class PolicyServiceServicer:
         version with the same digest succeeds without effect.
 
         INVALID_ARGUMENT: WEIGHTS_MALFORMED. FAILED_PRECONDITION: MODEL_NOT_LOADED,
-        WEIGHTS_SHAPE_MISMATCH, MODEL_VERSION_CONFLICT. DATA_LOSS:
+        WEIGHTS_SHAPE_MISMATCH, MODEL_VERSION_CONFLICT, UNSUPPORTED_BY_BACKEND
+        (takes_weights is false). DATA_LOSS:
         WEIGHTS_CHECKSUM_MISMATCH, WEIGHTS_TRUNCATED, WEIGHTS_NOT_FINITE. After an
         error the old weights are still in use.
         """
@@ -107,7 +114,8 @@ class PolicyServiceServicer:
         """LoadModel loads a version from the model store.
 
         NOT_FOUND: MODEL_NOT_FOUND. INVALID_ARGUMENT: INVALID_MODEL_NAME.
-        FAILED_PRECONDITION: NOT_A_LANGUAGE_MODEL, UNSUPPORTED_ARCHITECTURE.
+        FAILED_PRECONDITION: NOT_A_LANGUAGE_MODEL, UNSUPPORTED_ARCHITECTURE,
+        UNSUPPORTED_BY_BACKEND (loads_models is false).
         DATA_LOSS: WEIGHTS_NOT_FINITE. After an error the old model is still in use.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -48,6 +48,12 @@ class PolicyServiceStub:
     SEQUENCE_TOO_LONG, INVALID_SAMPLING_PARAMETER, TOO_MANY_SAMPLES.
     FAILED_PRECONDITION: MODEL_NOT_LOADED, MODEL_VERSION_MISMATCH.
     RESOURCE_EXHAUSTED: QUEUE_FULL. INTERNAL: LOGITS_NOT_FINITE, SAMPLING_FAILED.
+
+    Where an inference server writes the samples also INVALID_ARGUMENT:
+    UNSUPPORTED_BY_BACKEND. FAILED_PRECONDITION: BACKEND_SERVES_OTHER_MODEL,
+    BACKEND_REFUSED. RESOURCE_EXHAUSTED: BACKEND_OVERLOADED. UNAVAILABLE:
+    BACKEND_UNAVAILABLE. DEADLINE_EXCEEDED: BACKEND_TIMEOUT. INTERNAL:
+    BACKEND_ANSWER_INVALID.
     """
     UpdateWeights: _grpc.StreamUnaryMultiCallable[_policy_service_pb2.UpdateWeightsRequest, _policy_service_pb2.UpdateWeightsResponse]
     """UpdateWeights replaces the policy's weights. The first message is the
@@ -57,7 +63,8 @@ class PolicyServiceStub:
     version with the same digest succeeds without effect.
 
     INVALID_ARGUMENT: WEIGHTS_MALFORMED. FAILED_PRECONDITION: MODEL_NOT_LOADED,
-    WEIGHTS_SHAPE_MISMATCH, MODEL_VERSION_CONFLICT. DATA_LOSS:
+    WEIGHTS_SHAPE_MISMATCH, MODEL_VERSION_CONFLICT, UNSUPPORTED_BY_BACKEND
+    (takes_weights is false). DATA_LOSS:
     WEIGHTS_CHECKSUM_MISMATCH, WEIGHTS_TRUNCATED, WEIGHTS_NOT_FINITE. After an
     error the old weights are still in use.
     """
@@ -65,7 +72,8 @@ class PolicyServiceStub:
     """LoadModel loads a version from the model store.
 
     NOT_FOUND: MODEL_NOT_FOUND. INVALID_ARGUMENT: INVALID_MODEL_NAME.
-    FAILED_PRECONDITION: NOT_A_LANGUAGE_MODEL, UNSUPPORTED_ARCHITECTURE.
+    FAILED_PRECONDITION: NOT_A_LANGUAGE_MODEL, UNSUPPORTED_ARCHITECTURE,
+    UNSUPPORTED_BY_BACKEND (loads_models is false).
     DATA_LOSS: WEIGHTS_NOT_FINITE. After an error the old model is still in use.
     """
     GetModelInfo: _grpc.UnaryUnaryMultiCallable[_policy_service_pb2.GetModelInfoRequest, _policy_service_pb2.GetModelInfoResponse]
@@ -93,6 +101,12 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     SEQUENCE_TOO_LONG, INVALID_SAMPLING_PARAMETER, TOO_MANY_SAMPLES.
     FAILED_PRECONDITION: MODEL_NOT_LOADED, MODEL_VERSION_MISMATCH.
     RESOURCE_EXHAUSTED: QUEUE_FULL. INTERNAL: LOGITS_NOT_FINITE, SAMPLING_FAILED.
+
+    Where an inference server writes the samples also INVALID_ARGUMENT:
+    UNSUPPORTED_BY_BACKEND. FAILED_PRECONDITION: BACKEND_SERVES_OTHER_MODEL,
+    BACKEND_REFUSED. RESOURCE_EXHAUSTED: BACKEND_OVERLOADED. UNAVAILABLE:
+    BACKEND_UNAVAILABLE. DEADLINE_EXCEEDED: BACKEND_TIMEOUT. INTERNAL:
+    BACKEND_ANSWER_INVALID.
     """
     UpdateWeights: _aio.StreamUnaryMultiCallable[_policy_service_pb2.UpdateWeightsRequest, _policy_service_pb2.UpdateWeightsResponse]  # type: ignore[assignment]
     """UpdateWeights replaces the policy's weights. The first message is the
@@ -102,7 +116,8 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     version with the same digest succeeds without effect.
 
     INVALID_ARGUMENT: WEIGHTS_MALFORMED. FAILED_PRECONDITION: MODEL_NOT_LOADED,
-    WEIGHTS_SHAPE_MISMATCH, MODEL_VERSION_CONFLICT. DATA_LOSS:
+    WEIGHTS_SHAPE_MISMATCH, MODEL_VERSION_CONFLICT, UNSUPPORTED_BY_BACKEND
+    (takes_weights is false). DATA_LOSS:
     WEIGHTS_CHECKSUM_MISMATCH, WEIGHTS_TRUNCATED, WEIGHTS_NOT_FINITE. After an
     error the old weights are still in use.
     """
@@ -110,7 +125,8 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     """LoadModel loads a version from the model store.
 
     NOT_FOUND: MODEL_NOT_FOUND. INVALID_ARGUMENT: INVALID_MODEL_NAME.
-    FAILED_PRECONDITION: NOT_A_LANGUAGE_MODEL, UNSUPPORTED_ARCHITECTURE.
+    FAILED_PRECONDITION: NOT_A_LANGUAGE_MODEL, UNSUPPORTED_ARCHITECTURE,
+    UNSUPPORTED_BY_BACKEND (loads_models is false).
     DATA_LOSS: WEIGHTS_NOT_FINITE. After an error the old model is still in use.
     """
     GetModelInfo: _aio.UnaryUnaryMultiCallable[_policy_service_pb2.GetModelInfoRequest, _policy_service_pb2.GetModelInfoResponse]  # type: ignore[assignment]
@@ -141,6 +157,12 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         SEQUENCE_TOO_LONG, INVALID_SAMPLING_PARAMETER, TOO_MANY_SAMPLES.
         FAILED_PRECONDITION: MODEL_NOT_LOADED, MODEL_VERSION_MISMATCH.
         RESOURCE_EXHAUSTED: QUEUE_FULL. INTERNAL: LOGITS_NOT_FINITE, SAMPLING_FAILED.
+
+        Where an inference server writes the samples also INVALID_ARGUMENT:
+        UNSUPPORTED_BY_BACKEND. FAILED_PRECONDITION: BACKEND_SERVES_OTHER_MODEL,
+        BACKEND_REFUSED. RESOURCE_EXHAUSTED: BACKEND_OVERLOADED. UNAVAILABLE:
+        BACKEND_UNAVAILABLE. DEADLINE_EXCEEDED: BACKEND_TIMEOUT. INTERNAL:
+        BACKEND_ANSWER_INVALID.
         """
 
     @_abc_1.abstractmethod
@@ -156,7 +178,8 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         version with the same digest succeeds without effect.
 
         INVALID_ARGUMENT: WEIGHTS_MALFORMED. FAILED_PRECONDITION: MODEL_NOT_LOADED,
-        WEIGHTS_SHAPE_MISMATCH, MODEL_VERSION_CONFLICT. DATA_LOSS:
+        WEIGHTS_SHAPE_MISMATCH, MODEL_VERSION_CONFLICT, UNSUPPORTED_BY_BACKEND
+        (takes_weights is false). DATA_LOSS:
         WEIGHTS_CHECKSUM_MISMATCH, WEIGHTS_TRUNCATED, WEIGHTS_NOT_FINITE. After an
         error the old weights are still in use.
         """
@@ -170,7 +193,8 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         """LoadModel loads a version from the model store.
 
         NOT_FOUND: MODEL_NOT_FOUND. INVALID_ARGUMENT: INVALID_MODEL_NAME.
-        FAILED_PRECONDITION: NOT_A_LANGUAGE_MODEL, UNSUPPORTED_ARCHITECTURE.
+        FAILED_PRECONDITION: NOT_A_LANGUAGE_MODEL, UNSUPPORTED_ARCHITECTURE,
+        UNSUPPORTED_BY_BACKEND (loads_models is false).
         DATA_LOSS: WEIGHTS_NOT_FINITE. After an error the old model is still in use.
         """
 
