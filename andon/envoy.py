@@ -35,6 +35,7 @@ HEALTH_INTERVAL_S = 1
 _SERVICE = "andon.api.policy.v1.PolicyService"
 _HEALTH_SERVICE = "grpc.health.v1.Health"
 _HTTP_PROTOCOL = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+_MANY = 100_000
 _MAX_BODY_BYTES = 64 * 1024 * 1024  # as much of a request as may be kept for a second attempt
 
 # JSON, to any depth.
@@ -214,8 +215,9 @@ def _route(to: Json) -> Json:
         "timeout": "0s",
         "max_stream_duration": {"grpc_timeout_header_max": "0s"},
         "retry_policy": {
-            # Also after a reset in the middle: nothing that goes through here writes.
-            "retry_on": "connect-failure,refused-stream,reset,unavailable",
+            # Also after a reset or a cancellation in the middle, as by a server that ends: nothing that goes
+            # through here writes.
+            "retry_on": "connect-failure,refused-stream,reset,unavailable,cancelled",
             "num_retries": 3,
             "retry_back_off": {"base_interval": "0.05s", "max_interval": "1s"},
             # The next attempt goes to the next priority: from a dead canary to stable.
@@ -252,6 +254,17 @@ def _cluster(name: str, addresses: list[Address]) -> Json:
                 }
                 for priority, address in enumerate(addresses)
             ],
+        },
+        # Envoy's own limits are low, for retries 3 at a time; what protects a model is its bounded queue.
+        "circuit_breakers": {
+            "thresholds": [
+                {
+                    "max_connections": _MANY,
+                    "max_pending_requests": _MANY,
+                    "max_requests": _MANY,
+                    "max_retries": _MANY,
+                }
+            ]
         },
         # Nobody healthy is nobody: Envoy would otherwise spread calls over the dead.
         "common_lb_config": {"healthy_panic_threshold": {"value": 0}},

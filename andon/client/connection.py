@@ -25,6 +25,7 @@ from andon.rpc.errors import error_from_rpc
 
 TOKEN_VARIABLE = "ANDON_TOKEN"
 TOKEN_FILE_VARIABLE = "ANDON_TOKEN_FILE"
+TRACK_HEADER = "x-andon-track"  # metadata by which a caller asks for one side of a canary split
 
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")

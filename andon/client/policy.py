@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 from andon.api.policy.v1 import policy_service_pb2 as policy_pb2
 from andon.api.policy.v1 import policy_service_pb2_grpc as policy_grpc
 from andon.client.channel import ChannelOptions
-from andon.client.connection import ServiceConnection, new_request_id
+from andon.client.connection import TRACK_HEADER, ServiceConnection, new_request_id
 from andon.client.values import (
     CallTiming,
     ModelInfo,
@@ -148,8 +148,20 @@ class WeightsAcknowledgement:
 class PolicyClient(ServiceConnection):
     """Calls one policy replica, or all of them when the target is a balanced name."""
 
-    def __init__(self, target: str, *, options: ChannelOptions | None = None) -> None:
-        super().__init__(target, service_name="andon.api.policy.v1.PolicyService", options=options)
+    def __init__(
+        self,
+        target: str,
+        *,
+        options: ChannelOptions | None = None,
+        track: Literal["canary"] | None = None,
+    ) -> None:
+        """``track`` "canary" asks a target that splits its traffic for the version under trial."""
+        super().__init__(
+            target,
+            service_name="andon.api.policy.v1.PolicyService",
+            options=options,
+            headers=[] if track is None else [(TRACK_HEADER, track)],
+        )
         self._stub = policy_grpc.PolicyServiceStub(self.channel)
 
     def sample(

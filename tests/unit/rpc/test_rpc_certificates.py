@@ -84,7 +84,7 @@ def test_each_kind_of_wrong_file_is_named_with_what_is_wrong(files, authority):
     files.certificate.write_bytes(b"\xff\xfe")
     assert "tls.crt holds no PEM certificate" in problem(files)
     files.certificate.write_bytes(b"-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n")
-    assert "tls.crt holds no readable certificate" in problem(files)
+    assert "tls.crt holds no PEM certificate" in problem(files)
     files.write(authority.sign("late", ends_in=timedelta(hours=-1)))
     assert "tls.crt expired at " in problem(files)
     files.write(authority.sign("early", begins_in=timedelta(hours=1)))
