@@ -13,10 +13,10 @@ export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-slow test-browser lint format proto docs-metrics deploy-contract deploy-check bench bench-labeling bench-cord bench-guards dashboards clean
+.PHONY: help setup demo test test-unit test-slow test-browser test-containers lint format proto docs-metrics deploy-contract deploy-check bench bench-labeling bench-cord bench-guards dashboards clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## make the virtual environment from the lock
 $(STAMP): requirements.lock pyproject.toml
@@ -42,6 +42,9 @@ test-slow: setup ## run the slow tests: crashes, resumes, small demos, fuzzing
 
 test-browser: setup $(AXE) ## run the labeling site's tests in a real Chromium
 	$(BIN)/python -m pytest -q -m browser tests/browser
+
+test-containers: setup ## build the images and run the local overlay's pods under podman, as root
+	$(BIN)/python -m pytest -q -m containers tests/containers
 
 lint: setup $(BUF) ## check style, types, dependencies, spelling, protos
 	$(BIN)/ruff check .
