@@ -350,7 +350,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise ApiError(503, "ServiceUnavailable", "the server is currently unable to handle the request")
         if "expired" in faults:
             raise ApiError(410, "Expired", "The resourceVersion for the provided watch is too old.")
-        if "other_writer" in faults:
+        if "other_writer" in faults and name:
             api.objects.touch(kind, name)
         if verb == "watch":
             self._watch(call, kind)

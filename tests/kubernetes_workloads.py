@@ -43,6 +43,7 @@ class Workloads:
         self.behaviours: dict[str, Behaviour] = {}  # by model; ready for those not named
         self.address: Callable[[str], tuple[str, int, int]] | None = None  # ip and ports by model
         self.rolled: list[tuple[str, str, int]] = []  # deployment, model, replicas: every change of a spec
+        self.routed: list[int] = []  # the canary's weight: every change of the route
         self._objects: ObjectStore = api.objects
         self._numbers = itertools.count(1)
         self._objects.listeners.append(self._changed)
@@ -81,6 +82,10 @@ class Workloads:
                 self._roll(self._objects.get(DEPLOYMENTS, deployment))
 
     def _changed(self, change: Change) -> None:
+        if change.kind is ROUTES:
+            weight = change.object["spec"]["rules"][1]["backendRefs"][1]["weight"]
+            if self.routed[-1:] != [weight]:
+                self.routed.append(weight)
         if change.kind is not DEPLOYMENTS or change.type == "DELETED":
             return
         deployment = change.object

@@ -168,8 +168,7 @@ class Controller:
     def _roll_back(self, stored: StoredRollout) -> Rollout:
         rollout, platform = stored.rollout, self._platform
         platform.route(0)
-        if platform.stable_version() != rollout.stable:  # it had begun to move
-            platform.set_stable(rollout.stable)
+        platform.set_stable(rollout.stable)  # it may have begun to move, the alias too
         if not platform.readiness(Track.STABLE).is_complete:
             return rollout  # the canary may go only when stable can carry all of it
         platform.remove()

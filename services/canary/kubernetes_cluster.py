@@ -33,6 +33,7 @@ from services.canary.kubernetes_objects import (
     address_of,
     canary_percent_of,
     deployment_patch,
+    given_model,
     model_of,
     route_patch,
     state_of,
@@ -146,9 +147,19 @@ class Cluster:
         self._change_deployment("canary", replicas=0)
 
     def set_stable(self, model: str) -> None:
-        """Let the stable replicas serve this version, by a rolling update; ``<family>@stable`` names it."""
+        """Let the stable replicas serve this version, by a rolling update; ``<family>@stable`` names it.
+
+        A Deployment that names an alias of this version stays as it is: its pods serve it already.
+        """
         version = self._store.resolve(model).version
-        self._change_deployment("stable", model=str(version))
+
+        def decide(deployment: Object) -> Object | None:
+            pointed_to = self._store.aliases().get(given_model(deployment) or "")
+            if pointed_to is not None and pointed_to.is_same_name(version):
+                return None
+            return deployment_patch(deployment, model=str(version))
+
+        self._objects.change(DEPLOYMENTS, self._names.stable, decide)
         self._move_alias("stable", version)
 
     def route(self, canary_percent: int) -> None:

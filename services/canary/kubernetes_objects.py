@@ -81,13 +81,21 @@ def model_of(deployment: Object) -> str:
 
     Raises ClusterShapeError when there is no such container, or its model comes from elsewhere.
     """
+    model = given_model(deployment)
+    if model is None:
+        raise ClusterShapeError(
+            f"the container {CONTAINER} of {_name(deployment)} has no value for {MODEL_VARIABLE}",
+            object=_name(deployment),
+        )
+    return model
+
+
+def given_model(deployment: Object) -> str | None:
+    """The same; None when it comes from elsewhere."""
     for variable in _container(deployment).get("env", []):
-        if variable["name"] == MODEL_VARIABLE and "value" in variable:
-            return str(variable["value"])
-    raise ClusterShapeError(
-        f"the container {CONTAINER} of {_name(deployment)} has no value for {MODEL_VARIABLE}",
-        object=_name(deployment),
-    )
+        if variable["name"] == MODEL_VARIABLE:
+            return str(variable["value"]) if "value" in variable else None
+    return None
 
 
 def deployment_patch(
@@ -97,7 +105,7 @@ def deployment_patch(
     spec: Object = {}
     if replicas is not None and deployment["spec"].get("replicas", 1) != replicas:
         spec["replicas"] = replicas
-    if model is not None and model != _given_model(deployment):
+    if model is not None and model != given_model(deployment):
         # A variable may have one source only: what it took its value from before goes.
         variable = {"name": MODEL_VARIABLE, "value": model, "valueFrom": None}
         spec["template"] = {"spec": {"containers": [{"name": CONTAINER, "env": [variable]}]}}
@@ -124,13 +132,6 @@ def state_of(deployment: Object, pods: Sequence[Object]) -> DeploymentState:
     if ready < wanted and not problems:
         problems.append(f"{ready} of {wanted} replicas of {name} are ready")
     return DeploymentState(wanted=wanted, ready=min(ready, updated, wanted), message="; ".join(problems))
-
-
-def _given_model(deployment: Object) -> str | None:
-    for variable in _container(deployment).get("env", []):
-        if variable["name"] == MODEL_VARIABLE:
-            return str(variable["value"]) if "value" in variable else None
-    return None
 
 
 def _container(deployment: Object) -> Object:

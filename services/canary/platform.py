@@ -92,7 +92,10 @@ class Platform(Protocol):
         ...
 
     def set_stable(self, version: str) -> None:
-        """Have stable move to this version, and the alias policy@stable with it; returns before it has."""
+        """Have stable move to this version, and the alias policy@stable with it; returns before it has.
+
+        Nothing is restarted when both are there already, so a roll-back says it in any case.
+        """
         ...
 
     def remove(self) -> None:

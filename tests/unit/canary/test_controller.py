@@ -130,7 +130,7 @@ def test_what_is_not_shown_to_be_good_goes_back(
     assert ended(line) == ROLLED_BACK
     assert why in line.rollout.reason
     assert line.platform.decisions()[-1].decision.kind is Kind.ROLL_BACK
-    assert ("set_stable", "policy/11") not in line.platform.calls  # it had never moved
+    assert ("set_stable", "policy/12") not in line.platform.calls  # it had never moved
     assert max(line.platform.percents, default=0) <= 5
 
 
