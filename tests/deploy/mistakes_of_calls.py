@@ -203,6 +203,16 @@ MISTAKES = [
         into=PRODUCTION,
     ),
     Mistake(
+        name="plain text by name, TLS in truth",
+        plant=lambda p: p.find("Service/andon-policy")["spec"]["ports"][0].update(
+            appProtocol="kubernetes.io/h2c"
+        ),
+        rule="tls",
+        where="Service/andon-policy",
+        says="a port says kubernetes.io/h2c",
+        into=PRODUCTION,
+    ),
+    Mistake(
         name="plain calls to a service that speaks TLS",
         plant=lambda p: p.remove("BackendTLSPolicy/andon-policy"),
         rule="tls",

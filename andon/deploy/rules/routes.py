@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from andon.deploy.environment import environment_of, service_of, settings_of
 from andon.deploy.findings import Finding
 from andon.deploy.kustomize import Manifest
-from andon.deploy.objects import where
+from andon.deploy.objects import Pods, where
 from andon.deploy.rules import Scene
 from andon.deploy.rules.calls import certificate_problem
 from andon.deploy.rules.references import config_map_keys, secret_keys
+
+PLAIN_HTTP2 = "kubernetes.io/h2c"
 
 
 def route_findings(scene: Scene) -> Iterator[Finding]:
@@ -37,6 +39,7 @@ def route_findings(scene: Scene) -> Iterator[Finding]:
             if secret_keys(scene, reference["name"]) is None:
                 message = f"Secret {reference['name']} does not exist"
                 yield Finding(rule="secret", where=where(gateway), message=message)
+    yield from _of_protocols(scene)
     for policy in scene.cluster.kind("BackendTLSPolicy"):
         for target in policy["spec"]["targetRefs"]:
             if scene.cluster.find(target["kind"], target["name"]) is None:
@@ -49,6 +52,26 @@ def route_findings(scene: Scene) -> Iterator[Finding]:
             ):
                 message = f"ConfigMap {reference['name']} with key ca.crt does not exist"
                 yield Finding(rule="config-map", where=where(policy), message=message)
+
+
+def _of_protocols(scene: Scene) -> Iterator[Finding]:
+    for service in scene.cluster.kind("Service"):
+        is_plain = any(port.get("appProtocol") == PLAIN_HTTP2 for port in service["spec"].get("ports", []))
+        selector = service["spec"].get("selector")
+        if not is_plain or not selector:
+            continue
+        for pods in scene.cluster.selected({"matchLabels": selector}):
+            if _speaks_tls(scene, pods):
+                message = f"a port says {PLAIN_HTTP2}, and {pods.where} speaks TLS"
+                yield Finding(rule="tls", where=where(service), message=message)
+
+
+def _speaks_tls(scene: Scene, pods: Pods) -> bool:
+    return any(
+        (running := service_of(container)) is not None
+        and "tls_certificate" in settings_of(running, environment_of(scene, container))
+        for container in pods.containers
+    )
 
 
 def _of_backend_names(scene: Scene, policy: Manifest, service_name: str) -> Iterator[Finding]:
@@ -86,15 +109,11 @@ def _of_backend(scene: Scene, route: Manifest, name: str, port: int | None) -> I
         for target in policy["spec"]["targetRefs"]
     )
     for pods in scene.cluster.selected({"matchLabels": service["spec"].get("selector") or {}}):
-        for container in pods.containers:
-            running = service_of(container)
-            if running is None:
-                continue
-            speaks_tls = "tls_certificate" in settings_of(running, environment_of(scene, container))
-            if speaks_tls != has_policy:
-                message = (
-                    f"{pods.where} speaks TLS, and no BackendTLSPolicy says so of Service {name}"
-                    if speaks_tls
-                    else f"a BackendTLSPolicy asks TLS of Service {name}, and {pods.where} speaks none"
-                )
-                yield Finding(rule="tls", where=where(route), message=message)
+        speaks_tls = _speaks_tls(scene, pods)
+        if speaks_tls != has_policy:
+            message = (
+                f"{pods.where} speaks TLS, and no BackendTLSPolicy says so of Service {name}"
+                if speaks_tls
+                else f"a BackendTLSPolicy asks TLS of Service {name}, and {pods.where} speaks none"
+            )
+            yield Finding(rule="tls", where=where(route), message=message)

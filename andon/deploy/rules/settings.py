@@ -84,7 +84,7 @@ def _of_service(
             if not takes(json.dumps(schema, sort_keys=True), variable.value):
                 message = f"{variable_name}: {variable.value!r} is no value for {_shown(schema)}"
                 yield Finding(rule="setting-value", where=pods.where, message=message)
-            elif _is_path(schema):
+            elif _is_path(schema) and "://" not in variable.value:
                 is_written = name not in READ_ONLY and (name != "store" or service in STORE_WRITERS)
                 problem = path_problem(scene, pods, container, variable.value, is_written=is_written)
                 if problem is not None:
