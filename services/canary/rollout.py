@@ -146,7 +146,7 @@ class Rollout:
         gates = []
         for gate in self.gates:
             for value, times in counts.get(gate.rule.name, {}).items():
-                gate = gate.after_equal(value, times=times, rates=self.spec.rates, num_gates=len(self.gates))
+                gate = gate.after([value], times=times, rates=self.spec.rates, num_gates=len(self.gates))
             gates.append(gate)
         return replace(self, gates=tuple(gates))
 

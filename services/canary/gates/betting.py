@@ -11,9 +11,12 @@ bounds: not a shape, not independence, only that the hypothesis holds for each o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal, Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import special
 
 # Shares of the largest stake. The smallest tells means apart that differ by about a thousandth of the range.
 STAKES = tuple(0.9 / 2**halvings for halvings in range(9))
@@ -39,33 +42,23 @@ class Bet:
             raise ValueError(f"the boundary {self.boundary} must lie within {self.lowest}..{self.highest}")
         object.__setattr__(self, "log_wealths", tuple(self.log_wealths))  # a list, when it comes from JSON
 
-    def after(self, values: Iterable[float]) -> Self:
-        """The bet after these observations; values outside of the bounds raise ValueError."""
-        wealths = self.log_wealths
-        for value in values:
-            wealths = self._raised(wealths, value, times=1)
-        return replace(self, log_wealths=wealths)
+    def after(self, values: ArrayLike, *, times: int = 1) -> Self:
+        """The bet after these observations, each of them made so many times.
 
-    def after_equal(self, value: float, *, times: int) -> Self:
-        """The bet after as many observations of one value, such as calls that all ended well."""
-        return replace(self, log_wealths=self._raised(self.log_wealths, value, times=times))
-
-    def _raised(self, wealths: tuple[float, ...], value: float, *, times: int) -> tuple[float, ...]:
-        if not self.lowest <= value <= self.highest:  # NaN included
-            raise ValueError(f"{value} lies outside of {self.lowest}..{self.highest}")
-        gain = value - self.boundary if self.side == "above" else self.boundary - value
+        Values outside of the bounds raise ValueError.
+        """
+        seen = np.atleast_1d(np.asarray(values, dtype=np.float64))
+        if not ((seen >= self.lowest) & (seen <= self.highest)).all():  # NaN included
+            raise ValueError(f"a value lies outside of {self.lowest}..{self.highest}")
+        gains = seen - self.boundary if self.side == "above" else self.boundary - seen
         worst = self.boundary - self.lowest if self.side == "above" else self.highest - self.boundary
-        return tuple(
-            wealth + times * math.log1p(stake * gain / worst)
-            for wealth, stake in zip(wealths, STAKES, strict=True)
-        )
+        raised = times * np.log1p(np.outer(STAKES, gains / worst)).sum(axis=1)
+        return replace(self, log_wealths=tuple((np.array(self.log_wealths) + raised).tolist()))
 
     @property
     def log_evidence(self) -> float:
         """The natural logarithm of the wealth; 0 at the start."""
-        largest = max(self.log_wealths)
-        total = sum(math.exp(wealth - largest) for wealth in self.log_wealths)
-        return largest + math.log(total / len(self.log_wealths))
+        return float(special.logsumexp(self.log_wealths)) - math.log(len(self.log_wealths))
 
     def rejects(self, alpha: float) -> bool:
         """Whether the wealth stands at 1/alpha or more. Whoever asks again and again remembers a yes."""

@@ -8,11 +8,12 @@ lies above the value that an equal version has.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Literal, Self
+
+import numpy as np
 
 from services.canary.gates.betting import Bet
 
@@ -93,28 +94,24 @@ class Gate:
             better=None if rule.equal is None else bet("above", rule.equal),
         )
 
-    def after(self, values: Iterable[float], *, rates: ErrorRates, num_gates: int) -> Self:
-        """The gate that has seen these values too. A value that is not finite is one of the worst."""
-        gate = self
-        for value in values:
-            gate = gate.after_equal(value, times=1, rates=rates, num_gates=num_gates)
-        return gate
+    def after(self, values: Sequence[float], *, times: int = 1, rates: ErrorRates, num_gates: int) -> Self:
+        """The gate that has seen these values too, each so many times, and looks at its bets then.
 
-    def after_equal(self, value: float, *, times: int, rates: ErrorRates, num_gates: int) -> Self:
-        """The gate that has seen one value so many times."""
-        if times < 1:
+        A value that is not finite is one of the worst.
+        """
+        if not len(values) or times < 1:
             return self
-        rule = self.rule
-        seen = min(max(value, rule.lowest), rule.highest) if math.isfinite(value) else rule.lowest
-        above, below = (bet.after_equal(seen, times=times) for bet in (self.above, self.below))
-        better = None if self.better is None else self.better.after_equal(seen, times=times)
+        rule, given = self.rule, np.asarray(values, dtype=np.float64)
+        seen = np.where(np.isfinite(given), given, rule.lowest).clip(rule.lowest, rule.highest)
+        above, below = self.above.after(seen, times=times), self.below.after(seen, times=times)
+        better = None if self.better is None else self.better.after(seen, times=times)
         return replace(
             self,
             above=above,
             below=below,
             better=better,
-            count=self.count + times,
-            total=self.total + times * seen,
+            count=self.count + times * len(seen),
+            total=self.total + times * float(seen.sum()),
             passed=self.passed or above.rejects(rates.promotion),
             failed=self.failed or below.rejects(rates.rollback / num_gates),
             is_better=self.is_better or (better is not None and better.rejects(rates.promotion)),
