@@ -302,6 +302,7 @@ FAULTS: Sequence[Fault] = (
         name="reward_model_head_sign",
         what="the served reward model's head has the wrong sign",
         plant=_head_sign,
+        labelers=16,
     ),
     Fault(
         name="reward_model_head_sign_midway",
@@ -379,7 +380,6 @@ FAULTS: Sequence[Fault] = (
             # What learned from sound labels is the best witness there is of what did not.
             "guards": {"witness": {"model": "reward@latest"}},
         },
-        without_preflight=False,
         judged=True,
     ),
     Fault(

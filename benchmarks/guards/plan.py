@@ -12,6 +12,7 @@ from benchmarks.guards.faults import FAULTS, Fault
 SEEDS = range(5)
 SEEDS_WITHOUT_PREFLIGHT = range(2)
 NUM_WORLDS = 5  # a seed's runs happen in the world of its remainder
+UPDATES_WITH_PEOPLE = 40
 HEALTHY_RUNS = 100
 HEALTHY_SEED = 2000  # of the first one; new ones are drawn whenever thresholds were set with these in view
 ALL_GUARDS = "all"
@@ -68,15 +69,17 @@ def planned_runs(*, faults: Sequence[str] | None, healthy: int) -> list[PlannedR
                         seed=seed,
                         fault=fault,
                         guards=NO_PREFLIGHT,
-                        config={"seed": seed, "guards": _without_preflight(fault)},
+                        config={"seed": seed, **_without_preflight(fault)},
                     )
                 )
     return runs
 
 
 def _without_preflight(fault: Fault) -> dict[str, Any]:
+    """What such a run is told: people need some time until they have said enough."""
     people = {"people": {"pairs": fault.labelers}} if fault.labelers else {}
-    return {"preflight": {"enabled": False}, **people}
+    guards = {**fault.config.get("guards", {}), "preflight": {"enabled": False}, **people}
+    return {"guards": guards, **({"updates": UPDATES_WITH_PEOPLE} if people else {})}
 
 
 def _healthy(number: int) -> PlannedRun:
