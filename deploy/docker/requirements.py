@@ -2,7 +2,7 @@
 
 The Dockerfile runs it in its build, with nothing but the standard library and what pip has installed:
 
-    python requirements.py list labeling canary > wanted.txt   the base's names in pyproject.toml and the extras'
+    python requirements.py list labeling canary > wanted.txt   the base in pyproject.toml and these extras
     python requirements.py check                               every installed version against the locks
 
 The locks, requirements.lock and constraints.txt, pin more than an image needs, so pip gets them as
