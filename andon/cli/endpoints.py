@@ -21,12 +21,19 @@ ENDPOINTS_FILE = "endpoints.json"
 # In the order in which they are started; the trainer calls all others.
 SERVICES = ("labeling", "reference", "reward", "policy", "trainer")
 
+# What `andon up --canary` runs besides: a second policy process and the proxy that splits the traffic.
+POLICY_CANARY = "policy-canary"
+ENVOY = "envoy"
+CANARY_PARTS = (POLICY_CANARY, ENVOY)
+
 DEFAULT_GRPC_PORTS: Mapping[str, int] = {
     "policy": 50051,
     "reference": 50052,
     "reward": 50053,
     "labeling": 50054,
     "trainer": 50055,
+    ENVOY: 50050,
+    POLICY_CANARY: 50061,
 }
 DEFAULT_METRICS_PORTS: Mapping[str, int] = {
     "policy": 9101,
@@ -34,6 +41,8 @@ DEFAULT_METRICS_PORTS: Mapping[str, int] = {
     "reward": 9103,
     "labeling": 9104,
     "trainer": 9105,
+    ENVOY: 9100,
+    POLICY_CANARY: 9111,
 }
 
 # The labeling site, beside the labeling service's gRPC.

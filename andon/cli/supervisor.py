@@ -1,10 +1,10 @@
-"""Decides how the five services live and die as processes on one machine.
+"""Decides how the services live and die as processes on one machine.
 
 ``andon up`` and ``andon demo`` run a ``Supervisor``: it starts ``python -m services.<name>`` for each service
 in a process group of its own, waits until all are healthy, records their addresses, starts a dead one again
-on the same ports, and on the way out lets them drain, the trainer first so that it can save. It imports no
-service and speaks only the health protocol with them. One home is supervised by one process, which a lock on
-the home ensures.
+on the same ports, and on the way out lets them drain, the trainer first so that it can save. With
+``andon up --canary`` a second policy process and Envoy are among them. It imports no service and speaks only
+the health protocol with them. One home is supervised by one process, which a lock on the home ensures.
 """
 
 from __future__ import annotations
@@ -25,14 +25,19 @@ from types import TracebackType
 from typing import IO, Self
 
 from andon.cli.endpoints import (
+    CANARY_PARTS,
     DEFAULT_GRPC_PORTS,
     DEFAULT_METRICS_PORTS,
     DEFAULT_WEB_PORT,
+    ENVOY,
+    POLICY_CANARY,
     SERVICES,
     remove_endpoints,
     write_endpoints,
 )
+from andon.cli.envoy_process import prepare_envoy
 from andon.cli.orphans import StartedProcess, end_orphans, forget_processes, note_processes
+from andon.cli.scrape_targets import remove_scrape_targets, write_scrape_targets
 from andon.cli.tokens import TRAINER_VARIABLE, LocalTokens, make_tokens, tokens_path
 from andon.client.health import Health, check_health
 from andon.errors import FailedPreconditionError, UnavailableError
@@ -54,6 +59,7 @@ class ServicePorts:
     grpc: int
     metrics: int
     web: int | None = None  # of the labeling site
+    metrics_path: str = "/metrics"
 
     @property
     def target(self) -> str:
@@ -63,7 +69,7 @@ class ServicePorts:
     @property
     def metrics_url(self) -> str:
         """What Prometheus scrapes."""
-        return f"http://{HOST}:{self.metrics}/metrics"
+        return f"http://{HOST}:{self.metrics}{self.metrics_path}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,25 +92,28 @@ class _Child:
     restart_delay_s: float = FIRST_RESTART_DELAY_S
     restart_at_s: float | None = None
     arguments: dict[str, str] = field(default_factory=dict)
+    fixed_command: list[str] | None = None  # of one that is no service of ours
 
 
-def default_ports() -> dict[str, ServicePorts]:
-    """The ports that the documentation names."""
+def default_ports(*, canary: bool = False) -> dict[str, ServicePorts]:
+    """The ports that the documentation names; with ``canary`` also those of its parts."""
     return {
         service: ServicePorts(
             grpc=DEFAULT_GRPC_PORTS[service],
             metrics=DEFAULT_METRICS_PORTS[service],
             web=DEFAULT_WEB_PORT if service == "labeling" else None,
+            metrics_path=_metrics_path(service),
         )
-        for service in SERVICES
+        for service in _names(canary=canary)
     }
 
 
-def free_ports() -> dict[str, ServicePorts]:
+def free_ports(*, canary: bool = False) -> dict[str, ServicePorts]:
     """Ports that nobody uses now, all different, for a demo beside other services."""
+    names = _names(canary=canary)
     held: list[socket.socket] = []
     try:
-        for _ in range(2 * len(SERVICES) + 1):
+        for _ in range(2 * len(names) + 1):
             listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
             held.append(listener)
             listener.bind((HOST, 0))
@@ -117,18 +126,28 @@ def free_ports() -> dict[str, ServicePorts]:
             grpc=numbers[2 * index],
             metrics=numbers[2 * index + 1],
             web=numbers[-1] if service == "labeling" else None,
+            metrics_path=_metrics_path(service),
         )
-        for index, service in enumerate(SERVICES)
+        for index, service in enumerate(names)
     }
+
+
+def _names(*, canary: bool) -> tuple[str, ...]:
+    return (*SERVICES, *CANARY_PARTS) if canary else SERVICES
+
+
+def _metrics_path(service: str) -> str:
+    return "/stats/prometheus" if service == ENVOY else "/metrics"
 
 
 def service_command(service: str, flags: Sequence[str]) -> list[str]:
     """How a service is started."""
-    return [sys.executable, "-m", f"services.{service}", *flags]
+    module = "policy" if service == POLICY_CANARY else service
+    return [sys.executable, "-m", f"services.{module}", *flags]
 
 
 class Supervisor:
-    """The five services as child processes. Use it as a context manager."""
+    """The services as child processes. Use it as a context manager."""
 
     def __init__(
         self,
@@ -140,7 +159,9 @@ class Supervisor:
         on_event: Callable[[ChildEvent], None] | None = None,
         command: Callable[[str, Sequence[str]], list[str]] = service_command,
     ) -> None:
-        """``arguments`` holds further flags by service, for example {"policy": {"threads": "2"}}."""
+        """``ports`` also says what runs. ``arguments`` holds further flags by service, for example
+        {"policy": {"threads": "2"}}.
+        """
         self.home = home.absolute()
         self.ports = dict(ports or default_ports())
         self.targets = {service: self.ports[service].target for service in self.ports}
@@ -150,7 +171,7 @@ class Supervisor:
         self._lock = threading.Lock()
         self._children = {
             service: _Child(service=service, arguments=dict((arguments or {}).get(service, {})))
-            for service in SERVICES
+            for service in (*SERVICES, *CANARY_PARTS)
             if service in self.ports
         }
         self._stopping = threading.Event()
@@ -173,9 +194,9 @@ class Supervisor:
     def start(self, *, timeout_s: float = 300.0, give_up: threading.Event | None = None) -> None:
         """Starts all services and returns when all are healthy and their addresses are recorded.
 
-        Raises FailedPreconditionError HOME_IN_USE or PORT_IN_USE, UnavailableError SERVICE_NOT_STARTED with
-        the last words of its log, START_GIVEN_UP when ``give_up`` is set meanwhile. When it raises, nothing
-        is left running.
+        Raises FailedPreconditionError HOME_IN_USE, PORT_IN_USE or ENVOY_MISSING, UnavailableError
+        SERVICE_NOT_STARTED with the last words of its log, START_GIVEN_UP when ``give_up`` is set meanwhile.
+        When it raises, nothing is left running.
         """
         for folder in (self.home, self.home / "store", self.home / "runs", self.home / "logs"):
             folder.mkdir(parents=True, exist_ok=True)
@@ -185,11 +206,16 @@ class Supervisor:
             for service in end_orphans(self.home):
                 self._on_event(ChildEvent(service=service, message="was left running by a killed supervisor"))
             self._check_ports()
+            if ENVOY in self._children:
+                self._children[ENVOY].fixed_command = self._envoy_command()
             with self._lock:
                 for child in self._children.values():
                     self._spawn(child)
             self._wait_until_healthy(timeout_s, give_up or threading.Event())
             write_endpoints(self.home, self.targets)
+            write_scrape_targets(
+                self.home, {service: ports.metrics_url for service, ports in self.ports.items()}
+            )
         except BaseException:
             self.stop()
             raise
@@ -204,6 +230,7 @@ class Supervisor:
             self._monitor = None
         if self._home_lock is not None:
             remove_endpoints(self.home)
+            remove_scrape_targets(self.home)
         # The trainer first: it saves a checkpoint, and until then it needs the others.
         self._terminate(["trainer"], TRAINER_DRAIN_S)
         self._terminate([service for service in self._children if service != "trainer"], DRAIN_S)
@@ -279,7 +306,7 @@ class Supervisor:
         }
         if child.service == "trainer":
             environment[TRAINER_VARIABLE] = self.tokens.service
-        command = self._command(child.service, self._flags(child))
+        command = child.fixed_command or self._command(child.service, self._flags(child))
         with self.log_path(child.service).open("ab") as log:
             child.process = subprocess.Popen(
                 command,
@@ -301,6 +328,16 @@ class Supervisor:
             },
         )
 
+    def _envoy_command(self) -> list[str]:
+        return prepare_envoy(
+            self.home,
+            host=HOST,
+            listener=self.ports[ENVOY].grpc,
+            admin=self.ports[ENVOY].metrics,
+            stable=self.ports["policy"].grpc,
+            canary=self.ports[POLICY_CANARY].grpc,
+        )
+
     def _flags(self, child: _Child) -> list[str]:
         ports = self.ports[child.service]
         arguments = {"port": str(ports.grpc), "metrics-port": str(ports.metrics)}
@@ -317,7 +354,8 @@ class Supervisor:
             for other in ("reference", "reward", "labeling"):
                 arguments[f"{other}-target"] = self.targets[other]
         arguments.update(child.arguments)
-        config_file = self._config_files.get(child.service)
+        settings_of = "policy" if child.service == POLICY_CANARY else child.service
+        config_file = self._config_files.get(settings_of)
         flags = [] if config_file is None else ["--config", str(config_file)]
         return flags + [part for name, value in arguments.items() for part in (f"--{name}", value)]
 

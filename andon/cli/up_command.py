@@ -11,12 +11,14 @@ from typing import Annotated, Any
 
 import typer
 
-from andon.cli.endpoints import SERVICES, home_folder
+from andon.cli.endpoints import ENVOY, POLICY_CANARY, home_folder
 from andon.cli.options import HomeOption
 from andon.cli.output import JsonFlag, messages, print_json, print_table
 from andon.cli.settings import read_settings, write_service_configs
 from andon.cli.supervisor import HOST, ChildEvent, Supervisor, default_ports, free_ports
 from andon.client.access import AccessClient, Invitation
+from andon.client.connection import TRACK_HEADER
+from andon.errors import InvalidArgumentError
 from andon.modeling.store import ModelStore
 
 # What is served from a store that has it: the first of these names.
@@ -60,6 +62,10 @@ def up(
     any_ports: Annotated[
         bool, typer.Option("--free-ports", help="Take any free ports instead of the usual ones.")
     ] = False,
+    canary: Annotated[
+        bool,
+        typer.Option("--canary", help="Also run a second policy process, and Envoy to split its traffic."),
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Run all services on this machine until Ctrl-C.
@@ -70,6 +76,8 @@ def up(
     console = messages()
     folder.mkdir(parents=True, exist_ok=True)
     settings = {} if config is None else read_settings(config)
+    if canary:
+        _refuse_encrypted_policy(settings)
     config_files = write_service_configs(settings, folder) if settings else {}
 
     def tell(event: ChildEvent) -> None:
@@ -77,7 +85,7 @@ def up(
 
     supervisor = Supervisor(
         folder,
-        ports=free_ports() if any_ports else default_ports(),
+        ports=free_ports(canary=canary) if any_ports else default_ports(canary=canary),
         config_files=config_files,
         arguments=models_to_serve(ModelStore(folder / "store"), settings),
         on_event=tell,
@@ -93,6 +101,15 @@ def up(
             with console.status("letting the services finish ..."):
                 supervisor.stop()
     console.print("stopped")
+
+
+def _refuse_encrypted_policy(settings: Mapping[str, Any]) -> None:
+    if settings.get("policy", {}).get("tls_certificate"):
+        raise InvalidArgumentError(
+            "--canary: Envoy speaks plain text with the policy on this machine; take tls_certificate out of "
+            "the section policy",
+            reason="CANARY_WITH_TLS",
+        )
 
 
 def models_to_serve(store: ModelStore, settings: Mapping[str, Any]) -> dict[str, dict[str, str]]:
@@ -153,8 +170,7 @@ def _show_addresses(
         ["service", "gRPC", "metrics", "log"],
         [
             (service, ports.target, ports.metrics_url, supervisor.log_path(service))
-            for service in SERVICES
-            for ports in [supervisor.ports[service]]
+            for service, ports in supervisor.ports.items()
         ],
     )
     console = messages()
@@ -162,4 +178,11 @@ def _show_addresses(
     if first_admin is not None:
         console.print("nobody has an account there yet; the first admin opens one here, once:")
         console.print(f"  {first_admin.url}", soft_wrap=True, highlight=False)
+    if ENVOY in supervisor.ports:
+        console.print(
+            f"callers of {supervisor.targets[ENVOY]} get policy or, by its share, {POLICY_CANARY}; with the "
+            f"metadata {TRACK_HEADER}: canary always the latter",
+            soft_wrap=True,
+            highlight=False,
+        )
     console.print(f"serving from {supervisor.home}; Ctrl-C stops all of it")
