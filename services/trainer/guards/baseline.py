@@ -12,9 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from andon.evaluation.repetition import REPEATED_GRAM, repeated_share
 from services.trainer.guards.guard import Finding, GuardName, UpdateFacts, find
-
-REPEATED_GRAM = 3  # tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,12 +60,6 @@ def _repetition(facts: UpdateFacts) -> float:
     groups = facts.experience.rollout.responses.groups
     shares = [repeated_share(response) for group in groups for response in group.responses]
     return math.fsum(shares) / len(shares)
-
-
-def repeated_share(tokens: Sequence[int], gram: int = REPEATED_GRAM) -> float:
-    """The share of a text's n-grams that occurred in it before; 0 for a text shorter than one."""
-    grams = [tuple(tokens[start : start + gram]) for start in range(len(tokens) - gram + 1)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 PROPERTIES = (

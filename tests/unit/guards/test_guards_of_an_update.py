@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from services.trainer.experience import RewardSettings
-from services.trainer.guards.baseline import PROPERTIES, BaselineGuard, repeated_share
+from services.trainer.guards.baseline import PROPERTIES, BaselineGuard
 from services.trainer.guards.board import GuardBoard
 from services.trainer.guards.config import DEFAULT_RULES, GuardsConfig
 from services.trainer.guards.guard import (
@@ -289,12 +289,6 @@ def test_lost_entropy_and_lost_endings_are_seen(make_update: Make) -> None:
     rollout = replace(facts.experience.rollout, responses=endless)
     worse = replace(facts, experience=replace(facts.experience, rollout=rollout))
     assert alarms(endings, facts, worse) == [False, True]
-
-
-def test_repeated_grams_are_counted() -> None:
-    assert repeated_share([1, 2, 3, 4, 5]) == 0.0
-    assert repeated_share([1, 2, 3, 1, 2, 3]) == pytest.approx(1 / 4)  # 123 231 312 123
-    assert repeated_share([1, 2]) == 0.0
 
 
 def test_a_statistic_that_is_no_number_alarms() -> None:
