@@ -8,7 +8,7 @@ means little. Which property, and how far is too far, stands in the table below.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
