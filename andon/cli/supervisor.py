@@ -36,6 +36,7 @@ from andon.cli.endpoints import (
     write_endpoints,
 )
 from andon.cli.envoy_process import prepare_envoy
+from andon.cli.local_encryption import check_encryption
 from andon.cli.orphans import StartedProcess, end_orphans, forget_processes, note_processes
 from andon.cli.scrape_targets import remove_scrape_targets, write_scrape_targets
 from andon.cli.tokens import TRAINER_VARIABLE, LocalTokens, make_tokens, tokens_path
@@ -194,10 +195,15 @@ class Supervisor:
     def start(self, *, timeout_s: float = 300.0, give_up: threading.Event | None = None) -> None:
         """Starts all services and returns when all are healthy and their addresses are recorded.
 
-        Raises FailedPreconditionError HOME_IN_USE, PORT_IN_USE or ENVOY_MISSING, UnavailableError
-        SERVICE_NOT_STARTED with the last words of its log, START_GIVEN_UP when ``give_up`` is set meanwhile.
-        When it raises, nothing is left running.
+        Raises FailedPreconditionError HOME_IN_USE, PORT_IN_USE, ENCRYPTION_DIFFERS or ENVOY_MISSING,
+        UnavailableError SERVICE_NOT_STARTED with the last words of its log, START_GIVEN_UP when ``give_up``
+        is set meanwhile. When it raises, nothing is left running.
         """
+        check_encryption(
+            [service for service in SERVICES if service in self._children],
+            config_files=self._config_files,
+            environment=os.environ,
+        )
         for folder in (self.home, self.home / "store", self.home / "runs", self.home / "logs"):
             folder.mkdir(parents=True, exist_ok=True)
         self._take_home()
