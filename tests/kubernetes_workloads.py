@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -25,9 +26,12 @@ Behaviour = Literal["ready", "waiting", "crashing"]
 
 def manifest(path: str, kind: str) -> Object:
     """The first object of a kind in a file of deploy/k8s."""
-    documents = yaml.safe_load_all((MANIFESTS / path).read_text())
-    found: Object = next(one for one in documents if one["kind"] == kind)
-    return found
+    return copy.deepcopy(next(one for one in _documents(path) if one["kind"] == kind))
+
+
+@cache
+def _documents(path: str) -> list[Object]:
+    return list(yaml.safe_load_all((MANIFESTS / path).read_text()))
 
 
 def role_rules() -> list[Object]:

@@ -273,7 +273,16 @@ def test_without_trouble(case: Case, make_world: Callable[[ExitStack, Case], Wor
         world.check_ended_right()
 
 
-@by_case
+@pytest.mark.parametrize(
+    "case",
+    [
+        # The one that does everything there is, up and back; the others take as long for less.
+        pytest.param(
+            case, id=case.name.replace(" ", "-"), marks=[] if case.lies_on_stable else pytest.mark.slow
+        )
+        for case in CASES
+    ],
+)
 def test_killed_after_each_single_request(case: Case, make_world: Callable[[ExitStack, Case], World]) -> None:
     """Kill points are counted, not listed: all that there are. Another process takes over."""
     with ExitStack() as stack:
