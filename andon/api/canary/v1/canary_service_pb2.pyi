@@ -21,55 +21,85 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
-class _Phase:
+class _RolloutPhase:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
 
-class _PhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Phase.ValueType], _builtins.type):
+class _RolloutPhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RolloutPhase.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
-    PHASE_UNSPECIFIED: _Phase.ValueType  # 0
-    PHASE_DEPLOYING: _Phase.ValueType  # 1
+    ROLLOUT_PHASE_UNSPECIFIED: _RolloutPhase.ValueType  # 0
+    ROLLOUT_PHASE_DEPLOYING: _RolloutPhase.ValueType  # 1
     """The canary's replicas are being made."""
-    PHASE_VERIFYING: _Phase.ValueType  # 2
-    """They are ready; it is checked whether each serves what it claims."""
-    PHASE_OBSERVING: _Phase.ValueType  # 3
+    ROLLOUT_PHASE_VERIFYING: _RolloutPhase.ValueType  # 2
+    """They are ready, and are looked at: does each serve what it claims?"""
+    ROLLOUT_PHASE_OBSERVING: _RolloutPhase.ValueType  # 3
     """A share of the traffic is theirs."""
-    PHASE_HELD: _Phase.ValueType  # 4
-    """Shown to be good enough and not to be better: a person decides."""
-    PHASE_PROMOTING: _Phase.ValueType  # 5
-    """Stable moves to the version."""
-    PHASE_ROLLING_BACK: _Phase.ValueType  # 6
+    ROLLOUT_PHASE_HELD: _RolloutPhase.ValueType  # 4
+    """Shown to be good enough, not to be better: a person decides."""
+    ROLLOUT_PHASE_PROMOTING: _RolloutPhase.ValueType  # 5
+    """Stable moves to the candidate."""
+    ROLLOUT_PHASE_ROLLING_BACK: _RolloutPhase.ValueType  # 6
     """All traffic is stable's again; the canary goes."""
-    PHASE_PROMOTED: _Phase.ValueType  # 7
-    """Over: the version is stable."""
-    PHASE_ROLLED_BACK: _Phase.ValueType  # 8
-    """Over: it is not."""
-    PHASE_ABORTED: _Phase.ValueType  # 9
-    """Over: it is not, because a person said so."""
+    ROLLOUT_PHASE_PROMOTED: _RolloutPhase.ValueType  # 7
+    """The candidate is stable."""
+    ROLLOUT_PHASE_ROLLED_BACK: _RolloutPhase.ValueType  # 8
+    """Stable is what it was."""
+    ROLLOUT_PHASE_ABORTED: _RolloutPhase.ValueType  # 9
+    """The same, because a person said so."""
 
-class Phase(_Phase, metaclass=_PhaseEnumTypeWrapper):
-    """Phase says how far a rollout has come."""
+class RolloutPhase(_RolloutPhase, metaclass=_RolloutPhaseEnumTypeWrapper):
+    """RolloutPhase says how far a rollout has come."""
 
-PHASE_UNSPECIFIED: Phase.ValueType  # 0
-PHASE_DEPLOYING: Phase.ValueType  # 1
+ROLLOUT_PHASE_UNSPECIFIED: RolloutPhase.ValueType  # 0
+ROLLOUT_PHASE_DEPLOYING: RolloutPhase.ValueType  # 1
 """The canary's replicas are being made."""
-PHASE_VERIFYING: Phase.ValueType  # 2
-"""They are ready; it is checked whether each serves what it claims."""
-PHASE_OBSERVING: Phase.ValueType  # 3
+ROLLOUT_PHASE_VERIFYING: RolloutPhase.ValueType  # 2
+"""They are ready, and are looked at: does each serve what it claims?"""
+ROLLOUT_PHASE_OBSERVING: RolloutPhase.ValueType  # 3
 """A share of the traffic is theirs."""
-PHASE_HELD: Phase.ValueType  # 4
-"""Shown to be good enough and not to be better: a person decides."""
-PHASE_PROMOTING: Phase.ValueType  # 5
-"""Stable moves to the version."""
-PHASE_ROLLING_BACK: Phase.ValueType  # 6
+ROLLOUT_PHASE_HELD: RolloutPhase.ValueType  # 4
+"""Shown to be good enough, not to be better: a person decides."""
+ROLLOUT_PHASE_PROMOTING: RolloutPhase.ValueType  # 5
+"""Stable moves to the candidate."""
+ROLLOUT_PHASE_ROLLING_BACK: RolloutPhase.ValueType  # 6
 """All traffic is stable's again; the canary goes."""
-PHASE_PROMOTED: Phase.ValueType  # 7
-"""Over: the version is stable."""
-PHASE_ROLLED_BACK: Phase.ValueType  # 8
-"""Over: it is not."""
-PHASE_ABORTED: Phase.ValueType  # 9
-"""Over: it is not, because a person said so."""
-Global___Phase: _TypeAlias = Phase  # noqa: Y015
+ROLLOUT_PHASE_PROMOTED: RolloutPhase.ValueType  # 7
+"""The candidate is stable."""
+ROLLOUT_PHASE_ROLLED_BACK: RolloutPhase.ValueType  # 8
+"""Stable is what it was."""
+ROLLOUT_PHASE_ABORTED: RolloutPhase.ValueType  # 9
+"""The same, because a person said so."""
+Global___RolloutPhase: _TypeAlias = RolloutPhase  # noqa: Y015
+
+class _GateVerdict:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _GateVerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GateVerdict.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    GATE_VERDICT_UNSPECIFIED: _GateVerdict.ValueType  # 0
+    GATE_VERDICT_NO_DATA: _GateVerdict.ValueType  # 1
+    """Too little was seen."""
+    GATE_VERDICT_OPEN: _GateVerdict.ValueType  # 2
+    """Seen, and not decided."""
+    GATE_VERDICT_PASSED: _GateVerdict.ValueType  # 3
+    """The mean lies above the boundary."""
+    GATE_VERDICT_FAILED: _GateVerdict.ValueType  # 4
+    """The mean lies below the boundary."""
+
+class GateVerdict(_GateVerdict, metaclass=_GateVerdictEnumTypeWrapper):
+    """GateVerdict says what a gate has shown."""
+
+GATE_VERDICT_UNSPECIFIED: GateVerdict.ValueType  # 0
+GATE_VERDICT_NO_DATA: GateVerdict.ValueType  # 1
+"""Too little was seen."""
+GATE_VERDICT_OPEN: GateVerdict.ValueType  # 2
+"""Seen, and not decided."""
+GATE_VERDICT_PASSED: GateVerdict.ValueType  # 3
+"""The mean lies above the boundary."""
+GATE_VERDICT_FAILED: GateVerdict.ValueType  # 4
+"""The mean lies below the boundary."""
+Global___GateVerdict: _TypeAlias = GateVerdict  # noqa: Y015
 
 class _WhenEqual:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -79,85 +109,130 @@ class _WhenEqualEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WhenEqual.V
     DESCRIPTOR: _descriptor.EnumDescriptor
     WHEN_EQUAL_UNSPECIFIED: _WhenEqual.ValueType  # 0
     WHEN_EQUAL_PROMOTE: _WhenEqual.ValueType  # 1
-    """It is promoted."""
+    """It becomes stable. The default."""
     WHEN_EQUAL_HOLD: _WhenEqual.ValueType  # 2
-    """It waits for a person."""
+    """It keeps its share of the traffic until a person decides."""
 
 class WhenEqual(_WhenEqual, metaclass=_WhenEqualEnumTypeWrapper):
-    """WhenEqual says what becomes of a version that is shown to be good enough and
-    not to be better.
+    """WhenEqual says what becomes of a version that is as good as stable and was
+    not shown to be better.
     """
 
 WHEN_EQUAL_UNSPECIFIED: WhenEqual.ValueType  # 0
 WHEN_EQUAL_PROMOTE: WhenEqual.ValueType  # 1
-"""It is promoted."""
+"""It becomes stable. The default."""
 WHEN_EQUAL_HOLD: WhenEqual.ValueType  # 2
-"""It waits for a person."""
+"""It keeps its share of the traffic until a person decides."""
 Global___WhenEqual: _TypeAlias = WhenEqual  # noqa: Y015
 
-class _Verdict:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
+@_typing.final
+class GateBoundary(_message.Message):
+    """GateBoundary moves the boundary of one gate."""
 
-class _VerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verdict.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    VERDICT_UNSPECIFIED: _Verdict.ValueType  # 0
-    VERDICT_NO_DATA: _Verdict.ValueType  # 1
-    """Too little was seen, which is never good news."""
-    VERDICT_OPEN: _Verdict.ValueType  # 2
-    """Seen, and not decided."""
-    VERDICT_PASSED: _Verdict.ValueType  # 3
-    """Its mean is shown to lie above the boundary."""
-    VERDICT_FAILED: _Verdict.ValueType  # 4
-    """Its mean is shown to lie below."""
+    DESCRIPTOR: _descriptor.Descriptor
 
-class Verdict(_Verdict, metaclass=_VerdictEnumTypeWrapper):
-    """Verdict is what a gate says."""
+    GATE_FIELD_NUMBER: _builtins.int
+    BOUNDARY_FIELD_NUMBER: _builtins.int
+    gate: _builtins.str
+    """The gate's name, such as "score"; the service's README lists them."""
+    boundary: _builtins.float
+    """Where an equal version's mean has to lie above, in the gate's own unit."""
+    def __init__(
+        self,
+        *,
+        gate: _builtins.str = ...,
+        boundary: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boundary", b"boundary", "gate", b"gate"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-VERDICT_UNSPECIFIED: Verdict.ValueType  # 0
-VERDICT_NO_DATA: Verdict.ValueType  # 1
-"""Too little was seen, which is never good news."""
-VERDICT_OPEN: Verdict.ValueType  # 2
-"""Seen, and not decided."""
-VERDICT_PASSED: Verdict.ValueType  # 3
-"""Its mean is shown to lie above the boundary."""
-VERDICT_FAILED: Verdict.ValueType  # 4
-"""Its mean is shown to lie below."""
-Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
+Global___GateBoundary: _TypeAlias = GateBoundary  # noqa: Y015
 
-class _DecisionKind:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
+@_typing.final
+class RolloutSpec(_message.Message):
+    """RolloutSpec says what to ship and how carefully. What is absent takes the
+    service's default.
+    """
 
-class _DecisionKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DecisionKind.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    DECISION_KIND_UNSPECIFIED: _DecisionKind.ValueType  # 0
-    DECISION_KIND_ADVANCE: _DecisionKind.ValueType  # 1
-    """Go to the next share of the traffic."""
-    DECISION_KIND_HOLD: _DecisionKind.ValueType  # 2
-    """Wait for a person."""
-    DECISION_KIND_PROMOTE: _DecisionKind.ValueType  # 3
-    """Make the version stable."""
-    DECISION_KIND_ROLL_BACK: _DecisionKind.ValueType  # 4
-    """Give all traffic back to stable."""
-    DECISION_KIND_ABORT: _DecisionKind.ValueType  # 5
-    """The same, because a person said so."""
+    DESCRIPTOR: _descriptor.Descriptor
 
-class DecisionKind(_DecisionKind, metaclass=_DecisionKindEnumTypeWrapper):
-    """DecisionKind is what was decided."""
+    CANDIDATE_FIELD_NUMBER: _builtins.int
+    STEP_PERCENTS_FIELD_NUMBER: _builtins.int
+    LEAST_STEP_DURATION_FIELD_NUMBER: _builtins.int
+    LONGEST_STEP_DURATION_FIELD_NUMBER: _builtins.int
+    READY_DURATION_FIELD_NUMBER: _builtins.int
+    WHEN_EQUAL_FIELD_NUMBER: _builtins.int
+    PROMOTION_ERROR_RATE_FIELD_NUMBER: _builtins.int
+    ROLLBACK_ERROR_RATE_FIELD_NUMBER: _builtins.int
+    BOUNDARIES_FIELD_NUMBER: _builtins.int
+    ASK_PEOPLE_FIELD_NUMBER: _builtins.int
+    candidate: _builtins.str
+    """The version to ship: "policy/12", or an alias of it such as
+    "policy@latest", which is resolved once.
+    """
+    when_equal: Global___WhenEqual.ValueType
+    """What becomes of an equal version."""
+    promotion_error_rate: _builtins.float
+    """The probability, at most, of promoting a version that is as bad as any
+    boundary or worse; within 0 and 1.
+    """
+    rollback_error_rate: _builtins.float
+    """The probability, at most, that a gate's failure rolls back a version that
+    is above all boundaries; within 0 and 1.
+    """
+    ask_people: _builtins.bool
+    """Also have labelers compare canary and stable samples."""
+    @_builtins.property
+    def step_percents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The canary's share of the traffic, step by step: rising, 1 to 100."""
 
-DECISION_KIND_UNSPECIFIED: DecisionKind.ValueType  # 0
-DECISION_KIND_ADVANCE: DecisionKind.ValueType  # 1
-"""Go to the next share of the traffic."""
-DECISION_KIND_HOLD: DecisionKind.ValueType  # 2
-"""Wait for a person."""
-DECISION_KIND_PROMOTE: DecisionKind.ValueType  # 3
-"""Make the version stable."""
-DECISION_KIND_ROLL_BACK: DecisionKind.ValueType  # 4
-"""Give all traffic back to stable."""
-DECISION_KIND_ABORT: DecisionKind.ValueType  # 5
-"""The same, because a person said so."""
-Global___DecisionKind: _TypeAlias = DecisionKind  # noqa: Y015
+    @_builtins.property
+    def least_step_duration(self) -> _duration_pb2.Duration:
+        """Each step lasts at least so long."""
+
+    @_builtins.property
+    def longest_step_duration(self) -> _duration_pb2.Duration:
+        """And at most so long: what was not shown by then is not promoted."""
+
+    @_builtins.property
+    def ready_duration(self) -> _duration_pb2.Duration:
+        """How long replicas may take until they are ready."""
+
+    @_builtins.property
+    def boundaries(self) -> _containers.RepeatedCompositeFieldContainer[Global___GateBoundary]:
+        """Boundaries that differ from the defaults."""
+
+    def __init__(
+        self,
+        *,
+        candidate: _builtins.str = ...,
+        step_percents: _abc.Iterable[_builtins.int] | None = ...,
+        least_step_duration: _duration_pb2.Duration | None = ...,
+        longest_step_duration: _duration_pb2.Duration | None = ...,
+        ready_duration: _duration_pb2.Duration | None = ...,
+        when_equal: Global___WhenEqual.ValueType = ...,
+        promotion_error_rate: _builtins.float | None = ...,
+        rollback_error_rate: _builtins.float | None = ...,
+        boundaries: _abc.Iterable[Global___GateBoundary] | None = ...,
+        ask_people: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_promotion_error_rate", b"_promotion_error_rate", "_rollback_error_rate", b"_rollback_error_rate", "least_step_duration", b"least_step_duration", "longest_step_duration", b"longest_step_duration", "promotion_error_rate", b"promotion_error_rate", "ready_duration", b"ready_duration", "rollback_error_rate", b"rollback_error_rate"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_promotion_error_rate", b"_promotion_error_rate", "_rollback_error_rate", b"_rollback_error_rate", "ask_people", b"ask_people", "boundaries", b"boundaries", "candidate", b"candidate", "least_step_duration", b"least_step_duration", "longest_step_duration", b"longest_step_duration", "promotion_error_rate", b"promotion_error_rate", "ready_duration", b"ready_duration", "rollback_error_rate", b"rollback_error_rate", "step_percents", b"step_percents", "when_equal", b"when_equal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__promotion_error_rate: _TypeAlias = _typing.Literal["promotion_error_rate"]  # noqa: Y015
+    _WhichOneofArgType__promotion_error_rate: _TypeAlias = _typing.Literal["_promotion_error_rate", b"_promotion_error_rate"]  # noqa: Y015
+    _WhichOneofReturnType__rollback_error_rate: _TypeAlias = _typing.Literal["rollback_error_rate"]  # noqa: Y015
+    _WhichOneofArgType__rollback_error_rate: _TypeAlias = _typing.Literal["_rollback_error_rate", b"_rollback_error_rate"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__promotion_error_rate) -> _WhichOneofReturnType__promotion_error_rate | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rollback_error_rate) -> _WhichOneofReturnType__rollback_error_rate | None: ...
+
+Global___RolloutSpec: _TypeAlias = RolloutSpec  # noqa: Y015
 
 @_typing.final
 class Gate(_message.Message):
@@ -166,73 +241,54 @@ class Gate(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
-    VERDICT_FIELD_NUMBER: _builtins.int
-    OBSERVATION_COUNT_FIELD_NUMBER: _builtins.int
-    MEAN_FIELD_NUMBER: _builtins.int
     BOUNDARY_FIELD_NUMBER: _builtins.int
-    LEAST_COUNT_FIELD_NUMBER: _builtins.int
+    MEAN_FIELD_NUMBER: _builtins.int
+    OBSERVATION_COUNT_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
     LOG_EVIDENCE_ABOVE_FIELD_NUMBER: _builtins.int
     LOG_EVIDENCE_BELOW_FIELD_NUMBER: _builtins.int
-    LOG_EVIDENCE_BETTER_FIELD_NUMBER: _builtins.int
     IS_BETTER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """"score", "kl", "longer", "shorter", "repetition", "latency", "calls" or
-    "people".
-    """
-    verdict: Global___Verdict.ValueType
-    """What it says."""
-    observation_count: _builtins.int
-    """Observations."""
-    mean: _builtins.float
-    """Of the observations, which are the larger, the better; absent before the
-    first.
-    """
+    """Its name."""
     boundary: _builtins.float
-    """The mean has to lie above it."""
-    least_count: _builtins.int
-    """Observations below which the verdict is NO_DATA."""
+    """Of the mean; the larger the mean, the better."""
+    mean: _builtins.float
+    """Mean of the values seen; absent before the first."""
+    observation_count: _builtins.int
+    """How many were seen."""
+    verdict: Global___GateVerdict.ValueType
+    """What they show."""
     log_evidence_above: _builtins.float
     """Natural logarithm of the evidence that the mean lies above the boundary."""
     log_evidence_below: _builtins.float
     """The same for below."""
-    log_evidence_better: _builtins.float
-    """The same for above an equal version's; absent for gates that cannot tell a
-    better version.
-    """
     is_better: _builtins.bool
-    """Whether the version is shown to be better here."""
+    """Whether the candidate was shown to be better than stable by this gate."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
-        verdict: Global___Verdict.ValueType = ...,
-        observation_count: _builtins.int = ...,
-        mean: _builtins.float | None = ...,
         boundary: _builtins.float = ...,
-        least_count: _builtins.int = ...,
+        mean: _builtins.float | None = ...,
+        observation_count: _builtins.int = ...,
+        verdict: Global___GateVerdict.ValueType = ...,
         log_evidence_above: _builtins.float = ...,
         log_evidence_below: _builtins.float = ...,
-        log_evidence_better: _builtins.float | None = ...,
         is_better: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_log_evidence_better", b"_log_evidence_better", "_mean", b"_mean", "log_evidence_better", b"log_evidence_better", "mean", b"mean"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_mean", b"_mean", "mean", b"mean"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_log_evidence_better", b"_log_evidence_better", "_mean", b"_mean", "boundary", b"boundary", "is_better", b"is_better", "least_count", b"least_count", "log_evidence_above", b"log_evidence_above", "log_evidence_below", b"log_evidence_below", "log_evidence_better", b"log_evidence_better", "mean", b"mean", "name", b"name", "observation_count", b"observation_count", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mean", b"_mean", "boundary", b"boundary", "is_better", b"is_better", "log_evidence_above", b"log_evidence_above", "log_evidence_below", b"log_evidence_below", "mean", b"mean", "name", b"name", "observation_count", b"observation_count", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__log_evidence_better: _TypeAlias = _typing.Literal["log_evidence_better"]  # noqa: Y015
-    _WhichOneofArgType__log_evidence_better: _TypeAlias = _typing.Literal["_log_evidence_better", b"_log_evidence_better"]  # noqa: Y015
     _WhichOneofReturnType__mean: _TypeAlias = _typing.Literal["mean"]  # noqa: Y015
     _WhichOneofArgType__mean: _TypeAlias = _typing.Literal["_mean", b"_mean"]  # noqa: Y015
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__log_evidence_better) -> _WhichOneofReturnType__log_evidence_better | None: ...
-    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__mean) -> _WhichOneofReturnType__mean | None: ...
 
 Global___Gate: _TypeAlias = Gate  # noqa: Y015
 
 @_typing.final
 class Rollout(_message.Message):
-    """Rollout is one way of a version to the users, as it stands."""
+    """Rollout is one rollout as it stands."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -240,64 +296,45 @@ class Rollout(_message.Message):
     CANDIDATE_FIELD_NUMBER: _builtins.int
     STABLE_FIELD_NUMBER: _builtins.int
     PHASE_FIELD_NUMBER: _builtins.int
+    STEP_INDEX_FIELD_NUMBER: _builtins.int
     STEP_PERCENTS_FIELD_NUMBER: _builtins.int
-    STEP_FIELD_NUMBER: _builtins.int
     CANARY_PERCENT_FIELD_NUMBER: _builtins.int
-    GATES_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
-    STATUS_FIELD_NUMBER: _builtins.int
-    BEGIN_TIME_FIELD_NUMBER: _builtins.int
-    PHASE_BEGIN_TIME_FIELD_NUMBER: _builtins.int
-    LEAST_DURATION_FIELD_NUMBER: _builtins.int
-    LONGEST_DURATION_FIELD_NUMBER: _builtins.int
-    WHEN_EQUAL_FIELD_NUMBER: _builtins.int
-    PROMOTION_ERROR_RATE_FIELD_NUMBER: _builtins.int
-    ROLLBACK_ERROR_RATE_FIELD_NUMBER: _builtins.int
+    STATUS_MESSAGE_FIELD_NUMBER: _builtins.int
+    GATES_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    PHASE_TIME_FIELD_NUMBER: _builtins.int
     rollout_id: _builtins.str
-    """Names the rollout."""
+    """Names it."""
     candidate: _builtins.str
-    """The version that is shipped, such as "policy/12"."""
+    """The version that is shipped."""
     stable: _builtins.str
     """The version that was stable when it began."""
-    phase: Global___Phase.ValueType
+    phase: Global___RolloutPhase.ValueType
     """How far it has come."""
-    step: _builtins.int
-    """Which of the steps it is at, from 0."""
+    step_index: _builtins.int
+    """Which step, from 0."""
     canary_percent: _builtins.int
-    """The canary's share of the traffic now, in percent."""
+    """The canary's present share of the traffic."""
     reason: _builtins.str
-    """Why it is in this phase or at this step, in words."""
-    status: _builtins.str
-    """What it waits for there; may be empty."""
-    when_equal: Global___WhenEqual.ValueType
-    """What becomes of an equal version."""
-    promotion_error_rate: _builtins.float
-    """How often a version that is not good enough may be promoted, in 0..1."""
-    rollback_error_rate: _builtins.float
-    """How often a gate may fail for a version that is good enough, in 0..1."""
+    """Why it is in this phase, or at this step."""
+    status_message: _builtins.str
+    """What it waits for there."""
     @_builtins.property
     def step_percents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The canary's shares of the traffic, in percent, step by step."""
+        """All steps."""
 
     @_builtins.property
     def gates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Gate]:
-        """What has to pass."""
+        """What was seen."""
 
     @_builtins.property
-    def begin_time(self) -> _timestamp_pb2.Timestamp:
-        """When it began."""
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was started."""
 
     @_builtins.property
-    def phase_begin_time(self) -> _timestamp_pb2.Timestamp:
-        """When the phase began, or the step."""
-
-    @_builtins.property
-    def least_duration(self) -> _duration_pb2.Duration:
-        """Each step lasts at least so long."""
-
-    @_builtins.property
-    def longest_duration(self) -> _duration_pb2.Duration:
-        """What has not been shown after this time at a step is rolled back."""
+    def phase_time(self) -> _timestamp_pb2.Timestamp:
+        """When the present phase or step began."""
 
     def __init__(
         self,
@@ -305,32 +342,71 @@ class Rollout(_message.Message):
         rollout_id: _builtins.str = ...,
         candidate: _builtins.str = ...,
         stable: _builtins.str = ...,
-        phase: Global___Phase.ValueType = ...,
+        phase: Global___RolloutPhase.ValueType = ...,
+        step_index: _builtins.int = ...,
         step_percents: _abc.Iterable[_builtins.int] | None = ...,
-        step: _builtins.int = ...,
         canary_percent: _builtins.int = ...,
-        gates: _abc.Iterable[Global___Gate] | None = ...,
         reason: _builtins.str = ...,
-        status: _builtins.str = ...,
-        begin_time: _timestamp_pb2.Timestamp | None = ...,
-        phase_begin_time: _timestamp_pb2.Timestamp | None = ...,
-        least_duration: _duration_pb2.Duration | None = ...,
-        longest_duration: _duration_pb2.Duration | None = ...,
-        when_equal: Global___WhenEqual.ValueType = ...,
-        promotion_error_rate: _builtins.float = ...,
-        rollback_error_rate: _builtins.float = ...,
+        status_message: _builtins.str = ...,
+        gates: _abc.Iterable[Global___Gate] | None = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        phase_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["begin_time", b"begin_time", "least_duration", b"least_duration", "longest_duration", b"longest_duration", "phase_begin_time", b"phase_begin_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "phase_time", b"phase_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin_time", b"begin_time", "canary_percent", b"canary_percent", "candidate", b"candidate", "gates", b"gates", "least_duration", b"least_duration", "longest_duration", b"longest_duration", "phase", b"phase", "phase_begin_time", b"phase_begin_time", "promotion_error_rate", b"promotion_error_rate", "reason", b"reason", "rollback_error_rate", b"rollback_error_rate", "rollout_id", b"rollout_id", "stable", b"stable", "status", b"status", "step", b"step", "step_percents", b"step_percents", "when_equal", b"when_equal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary_percent", b"canary_percent", "candidate", b"candidate", "create_time", b"create_time", "gates", b"gates", "phase", b"phase", "phase_time", b"phase_time", "reason", b"reason", "rollout_id", b"rollout_id", "stable", b"stable", "status_message", b"status_message", "step_index", b"step_index", "step_percents", b"step_percents"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Rollout: _TypeAlias = Rollout  # noqa: Y015
 
 @_typing.final
+class GateNumbers(_message.Message):
+    """GateNumbers is what a gate had seen when a decision was taken."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class NumbersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NUMBERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def numbers(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """By name: mean, count, boundary, log_evidence_above, log_evidence_below."""
+
+    def __init__(
+        self,
+        *,
+        numbers: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["numbers", b"numbers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GateNumbers: _TypeAlias = GateNumbers  # noqa: Y015
+
+@_typing.final
 class Decision(_message.Message):
-    """Decision is an entry of the record."""
+    """Decision is one decision of the record."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -358,221 +434,85 @@ class Decision(_message.Message):
     ROLLOUT_ID_FIELD_NUMBER: _builtins.int
     DECISION_TIME_FIELD_NUMBER: _builtins.int
     PHASE_FIELD_NUMBER: _builtins.int
-    STEP_FIELD_NUMBER: _builtins.int
+    STEP_INDEX_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     GATES_FIELD_NUMBER: _builtins.int
     rollout_id: _builtins.str
-    """The rollout."""
-    phase: Global___Phase.ValueType
-    """The phase in which it was taken."""
-    step: _builtins.int
-    """The step at which it was taken, from 0."""
-    kind: Global___DecisionKind.ValueType
-    """What was decided."""
+    """Of which rollout."""
+    phase: Global___RolloutPhase.ValueType
+    """In which phase."""
+    step_index: _builtins.int
+    """And at which step."""
+    kind: _builtins.str
+    """"advance", "hold", "promote", "roll_back" or "abort"."""
     reason: _builtins.str
-    """Why, in words."""
+    """Why."""
     @_builtins.property
     def decision_time(self) -> _timestamp_pb2.Timestamp:
         """When it was taken."""
 
     @_builtins.property
     def gates(self) -> _containers.MessageMap[_builtins.str, Global___GateNumbers]:
-        """The numbers behind it, by gate."""
+        """On what, by gate."""
 
     def __init__(
         self,
         *,
         rollout_id: _builtins.str = ...,
         decision_time: _timestamp_pb2.Timestamp | None = ...,
-        phase: Global___Phase.ValueType = ...,
-        step: _builtins.int = ...,
-        kind: Global___DecisionKind.ValueType = ...,
+        phase: Global___RolloutPhase.ValueType = ...,
+        step_index: _builtins.int = ...,
+        kind: _builtins.str = ...,
         reason: _builtins.str = ...,
         gates: _abc.Mapping[_builtins.str, Global___GateNumbers] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decision_time", b"decision_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision_time", b"decision_time", "gates", b"gates", "kind", b"kind", "phase", b"phase", "reason", b"reason", "rollout_id", b"rollout_id", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision_time", b"decision_time", "gates", b"gates", "kind", b"kind", "phase", b"phase", "reason", b"reason", "rollout_id", b"rollout_id", "step_index", b"step_index"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Decision: _TypeAlias = Decision  # noqa: Y015
 
 @_typing.final
-class GateNumbers(_message.Message):
-    """GateNumbers are what a gate had seen when a decision was taken."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    @_typing.final
-    class ValuesEntry(_message.Message):
-        DESCRIPTOR: _descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: _builtins.int
-        VALUE_FIELD_NUMBER: _builtins.int
-        key: _builtins.str
-        value: _builtins.float
-        def __init__(
-            self,
-            *,
-            key: _builtins.str = ...,
-            value: _builtins.float = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-    VALUES_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def values(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """By name, as in Gate: "mean", "count", "boundary", "log_evidence_above",
-        "log_evidence_below", "log_evidence_better".
-        """
-
-    def __init__(
-        self,
-        *,
-        values: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["values", b"values"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___GateNumbers: _TypeAlias = GateNumbers  # noqa: Y015
-
-@_typing.final
-class GateChange(_message.Message):
-    """GateChange has a gate of a rollout differ from the standard."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    NAME_FIELD_NUMBER: _builtins.int
-    BOUNDARY_FIELD_NUMBER: _builtins.int
-    LEAST_COUNT_FIELD_NUMBER: _builtins.int
-    LEFT_OUT_FIELD_NUMBER: _builtins.int
-    name: _builtins.str
-    """Which gate."""
-    boundary: _builtins.float
-    """Another boundary."""
-    least_count: _builtins.int
-    """Another number of observations below which nothing is decided."""
-    left_out: _builtins.bool
-    """The gate is not used at all."""
-    def __init__(
-        self,
-        *,
-        name: _builtins.str = ...,
-        boundary: _builtins.float | None = ...,
-        least_count: _builtins.int | None = ...,
-        left_out: _builtins.bool = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_boundary", b"_boundary", "_least_count", b"_least_count", "boundary", b"boundary", "least_count", b"least_count"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_boundary", b"_boundary", "_least_count", b"_least_count", "boundary", b"boundary", "least_count", b"least_count", "left_out", b"left_out", "name", b"name"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__boundary: _TypeAlias = _typing.Literal["boundary"]  # noqa: Y015
-    _WhichOneofArgType__boundary: _TypeAlias = _typing.Literal["_boundary", b"_boundary"]  # noqa: Y015
-    _WhichOneofReturnType__least_count: _TypeAlias = _typing.Literal["least_count"]  # noqa: Y015
-    _WhichOneofArgType__least_count: _TypeAlias = _typing.Literal["_least_count", b"_least_count"]  # noqa: Y015
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__boundary) -> _WhichOneofReturnType__boundary | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__least_count) -> _WhichOneofReturnType__least_count | None: ...
-
-Global___GateChange: _TypeAlias = GateChange  # noqa: Y015
-
-@_typing.final
 class StartRolloutRequest(_message.Message):
-    """StartRolloutRequest says what to ship and how."""
+    """StartRolloutRequest starts a rollout."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
-    CANDIDATE_FIELD_NUMBER: _builtins.int
-    STEP_PERCENTS_FIELD_NUMBER: _builtins.int
-    GATE_CHANGES_FIELD_NUMBER: _builtins.int
-    PROMOTION_ERROR_RATE_FIELD_NUMBER: _builtins.int
-    ROLLBACK_ERROR_RATE_FIELD_NUMBER: _builtins.int
-    LEAST_DURATION_FIELD_NUMBER: _builtins.int
-    LONGEST_DURATION_FIELD_NUMBER: _builtins.int
-    READY_DURATION_FIELD_NUMBER: _builtins.int
-    WHEN_EQUAL_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Required, unique per rollout: makes the call safe to repeat."""
-    candidate: _builtins.str
-    """A version of the model store, such as "policy/12" or "policy@latest"."""
-    promotion_error_rate: _builtins.float
-    """0.05 when absent."""
-    rollback_error_rate: _builtins.float
-    """0.05 when absent."""
-    when_equal: Global___WhenEqual.ValueType
-    """PROMOTE when unspecified."""
     @_builtins.property
-    def step_percents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The canary's shares of the traffic, in percent, rising within 1..100;
-        5, 25, 50 when empty.
-        """
-
-    @_builtins.property
-    def gate_changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___GateChange]:
-        """How its gates differ from the standard ones."""
-
-    @_builtins.property
-    def least_duration(self) -> _duration_pb2.Duration:
-        """60 s when absent."""
-
-    @_builtins.property
-    def longest_duration(self) -> _duration_pb2.Duration:
-        """30 min when absent."""
-
-    @_builtins.property
-    def ready_duration(self) -> _duration_pb2.Duration:
-        """How long replicas may take until they are ready; 10 min when absent."""
+    def spec(self) -> Global___RolloutSpec:
+        """What to ship."""
 
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
-        candidate: _builtins.str = ...,
-        step_percents: _abc.Iterable[_builtins.int] | None = ...,
-        gate_changes: _abc.Iterable[Global___GateChange] | None = ...,
-        promotion_error_rate: _builtins.float | None = ...,
-        rollback_error_rate: _builtins.float | None = ...,
-        least_duration: _duration_pb2.Duration | None = ...,
-        longest_duration: _duration_pb2.Duration | None = ...,
-        ready_duration: _duration_pb2.Duration | None = ...,
-        when_equal: Global___WhenEqual.ValueType = ...,
+        spec: Global___RolloutSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_promotion_error_rate", b"_promotion_error_rate", "_rollback_error_rate", b"_rollback_error_rate", "least_duration", b"least_duration", "longest_duration", b"longest_duration", "promotion_error_rate", b"promotion_error_rate", "ready_duration", b"ready_duration", "rollback_error_rate", b"rollback_error_rate"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_promotion_error_rate", b"_promotion_error_rate", "_rollback_error_rate", b"_rollback_error_rate", "candidate", b"candidate", "gate_changes", b"gate_changes", "least_duration", b"least_duration", "longest_duration", b"longest_duration", "promotion_error_rate", b"promotion_error_rate", "ready_duration", b"ready_duration", "request_id", b"request_id", "rollback_error_rate", b"rollback_error_rate", "step_percents", b"step_percents", "when_equal", b"when_equal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__promotion_error_rate: _TypeAlias = _typing.Literal["promotion_error_rate"]  # noqa: Y015
-    _WhichOneofArgType__promotion_error_rate: _TypeAlias = _typing.Literal["_promotion_error_rate", b"_promotion_error_rate"]  # noqa: Y015
-    _WhichOneofReturnType__rollback_error_rate: _TypeAlias = _typing.Literal["rollback_error_rate"]  # noqa: Y015
-    _WhichOneofArgType__rollback_error_rate: _TypeAlias = _typing.Literal["_rollback_error_rate", b"_rollback_error_rate"]  # noqa: Y015
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__promotion_error_rate) -> _WhichOneofReturnType__promotion_error_rate | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__rollback_error_rate) -> _WhichOneofReturnType__rollback_error_rate | None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StartRolloutRequest: _TypeAlias = StartRolloutRequest  # noqa: Y015
 
 @_typing.final
 class StartRolloutResponse(_message.Message):
-    """StartRolloutResponse describes the new rollout."""
+    """StartRolloutResponse is the rollout."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ROLLOUT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def rollout(self) -> Global___Rollout:
-        """The rollout."""
+        """As it stands."""
 
     def __init__(
         self,
@@ -606,14 +546,14 @@ Global___GetRolloutRequest: _TypeAlias = GetRolloutRequest  # noqa: Y015
 
 @_typing.final
 class GetRolloutResponse(_message.Message):
-    """GetRolloutResponse describes it."""
+    """GetRolloutResponse is the newest rollout."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ROLLOUT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def rollout(self) -> Global___Rollout:
-        """The rollout."""
+        """As it stands."""
 
     def __init__(
         self,
@@ -630,7 +570,7 @@ Global___GetRolloutResponse: _TypeAlias = GetRolloutResponse  # noqa: Y015
 
 @_typing.final
 class WatchRolloutRequest(_message.Message):
-    """WatchRolloutRequest asks for the newest rollout and its changes."""
+    """WatchRolloutRequest asks to be told."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -647,14 +587,14 @@ Global___WatchRolloutRequest: _TypeAlias = WatchRolloutRequest  # noqa: Y015
 
 @_typing.final
 class WatchRolloutResponse(_message.Message):
-    """WatchRolloutResponse is one element of the stream."""
+    """WatchRolloutResponse is the rollout after a change."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ROLLOUT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def rollout(self) -> Global___Rollout:
-        """The rollout as it stands now."""
+        """As it stands."""
 
     def __init__(
         self,
@@ -671,29 +611,25 @@ Global___WatchRolloutResponse: _TypeAlias = WatchRolloutResponse  # noqa: Y015
 
 @_typing.final
 class PromoteRolloutRequest(_message.Message):
-    """PromoteRolloutRequest says that a rollout is to be promoted."""
+    """PromoteRolloutRequest says that the candidate is good."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    ROLLOUT_ID_FIELD_NUMBER: _builtins.int
     ACTOR_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
-    rollout_id: _builtins.str
-    """The rollout; the newest one when empty."""
     actor: _builtins.str
-    """Who says so. A caller with a token is known by its name instead."""
+    """Who says so; the token's holder where the service asks for tokens."""
     reason: _builtins.str
-    """Why, for the record."""
+    """Why."""
     def __init__(
         self,
         *,
-        rollout_id: _builtins.str = ...,
         actor: _builtins.str = ...,
         reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "reason", b"reason", "rollout_id", b"rollout_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -701,14 +637,14 @@ Global___PromoteRolloutRequest: _TypeAlias = PromoteRolloutRequest  # noqa: Y015
 
 @_typing.final
 class PromoteRolloutResponse(_message.Message):
-    """PromoteRolloutResponse describes the rollout."""
+    """PromoteRolloutResponse is the rollout with the request noted."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ROLLOUT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def rollout(self) -> Global___Rollout:
-        """The rollout."""
+        """As it stands."""
 
     def __init__(
         self,
@@ -725,29 +661,25 @@ Global___PromoteRolloutResponse: _TypeAlias = PromoteRolloutResponse  # noqa: Y0
 
 @_typing.final
 class AbortRolloutRequest(_message.Message):
-    """AbortRolloutRequest says that a rollout is to be rolled back."""
+    """AbortRolloutRequest says that the candidate is not."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    ROLLOUT_ID_FIELD_NUMBER: _builtins.int
     ACTOR_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
-    rollout_id: _builtins.str
-    """The rollout; the newest one when empty."""
     actor: _builtins.str
-    """Who says so. A caller with a token is known by its name instead."""
+    """Who says so; the token's holder where the service asks for tokens."""
     reason: _builtins.str
-    """Why, for the record."""
+    """Why."""
     def __init__(
         self,
         *,
-        rollout_id: _builtins.str = ...,
         actor: _builtins.str = ...,
         reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "reason", b"reason", "rollout_id", b"rollout_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -755,14 +687,14 @@ Global___AbortRolloutRequest: _TypeAlias = AbortRolloutRequest  # noqa: Y015
 
 @_typing.final
 class AbortRolloutResponse(_message.Message):
-    """AbortRolloutResponse describes the rollout."""
+    """AbortRolloutResponse is the rollout with the request noted."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ROLLOUT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def rollout(self) -> Global___Rollout:
-        """The rollout."""
+        """As it stands."""
 
     def __init__(
         self,
@@ -779,29 +711,25 @@ Global___AbortRolloutResponse: _TypeAlias = AbortRolloutResponse  # noqa: Y015
 
 @_typing.final
 class ListDecisionsRequest(_message.Message):
-    """ListDecisionsRequest asks for a page of decisions."""
+    """ListDecisionsRequest asks for a page of the record."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    ROLLOUT_ID_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """At most so many; 50 when 0, at most 1,000."""
+    """At most so many; 50 when 0, at most 500."""
     page_token: _builtins.str
-    """next_page_token of the page before; empty for the first."""
-    rollout_id: _builtins.str
-    """Only those of this rollout; all when empty."""
+    """From the answer before; empty for the first page."""
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
-        rollout_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "rollout_id", b"rollout_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -809,17 +737,17 @@ Global___ListDecisionsRequest: _TypeAlias = ListDecisionsRequest  # noqa: Y015
 
 @_typing.final
 class ListDecisionsResponse(_message.Message):
-    """ListDecisionsResponse is a page of decisions."""
+    """ListDecisionsResponse is a page of the record."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     DECISIONS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Fetches the next page; empty on the last."""
+    """For the next page; empty on the last."""
     @_builtins.property
     def decisions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Decision]:
-        """The decisions, newest first."""
+        """Newest first."""
 
     def __init__(
         self,

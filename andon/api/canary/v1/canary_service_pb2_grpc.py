@@ -26,13 +26,11 @@ if _version_not_supported:
 
 
 class CanaryServiceStub:
-    """CanaryService ships a version of the policy to a growing share of the
-    traffic, and back when it is worse. It carries out one rollout at a time; a
-    rollout survives the process.
+    """CanaryService ships a version of the policy beside the stable one, step by
+    step, and decides at every step on evidence. One rollout goes on at a time;
+    it survives the process.
 
-    Any call may answer UNAVAILABLE NOT_LEADER or CLUSTER_UNAVAILABLE, DATA_LOSS
-    ROLLOUT_RECORD_DAMAGED, and what any call of any service may answer (see
-    PolicyService).
+    Every call may answer UNAVAILABLE NOT_LEADER: another controller leads.
     """
 
     def __init__(self, channel):
@@ -74,66 +72,65 @@ class CanaryServiceStub:
 
 
 class CanaryServiceServicer:
-    """CanaryService ships a version of the policy to a growing share of the
-    traffic, and back when it is worse. It carries out one rollout at a time; a
-    rollout survives the process.
+    """CanaryService ships a version of the policy beside the stable one, step by
+    step, and decides at every step on evidence. One rollout goes on at a time;
+    it survives the process.
 
-    Any call may answer UNAVAILABLE NOT_LEADER or CLUSTER_UNAVAILABLE, DATA_LOSS
-    ROLLOUT_RECORD_DAMAGED, and what any call of any service may answer (see
-    PolicyService).
+    Every call may answer UNAVAILABLE NOT_LEADER: another controller leads.
     """
 
     def StartRollout(self, request, context):
-        """StartRollout records a rollout, which then begins. A repeated request_id
-        with the same content returns the same rollout while it is the newest one.
+        """StartRollout records a rollout and begins it. A repeated request_id with the
+        same content returns the same rollout.
 
-        INVALID_ARGUMENT: INVALID_REQUEST_ID, INVALID_MODEL_NAME, INVALID_ROLLOUT
-        (the message says what is wrong). NOT_FOUND: MODEL_NOT_FOUND.
-        FAILED_PRECONDITION: NOT_A_LANGUAGE_MODEL, ROLLOUT_IN_PROGRESS,
-        ALREADY_STABLE, STABLE_UNKNOWN, LINE_STOPPED (the cord or an alert would
-        roll it back at once). ALREADY_EXISTS: REQUEST_ID_REUSED.
+        INVALID_ARGUMENT: INVALID_ROLLOUT (the message says what makes no sense),
+        INVALID_REQUEST_ID, INVALID_MODEL_NAME. NOT_FOUND: MODEL_NOT_FOUND.
+        FAILED_PRECONDITION: ROLLOUT_IN_PROGRESS, ALREADY_STABLE, NO_PEOPLE.
+        ALREADY_EXISTS: REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetRollout(self, request, context):
-        """GetRollout describes the newest rollout. NOT_FOUND: ROLLOUT_NOT_FOUND.
+        """GetRollout gives the newest rollout. NOT_FOUND: NO_ROLLOUT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchRollout(self, request, context):
-        """WatchRollout streams the newest rollout, at once and after every change,
-        and ends when it is over. NOT_FOUND: ROLLOUT_NOT_FOUND.
+        """WatchRollout sends the newest rollout at once and then after every change,
+        and ends with it. NOT_FOUND: NO_ROLLOUT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PromoteRollout(self, request, context):
-        """PromoteRollout has a rollout that is observed or held promoted, whatever
-        the evidence says but for a gate that has failed. It may be repeated.
+        """PromoteRollout makes the candidate stable although the evidence does not
+        say so yet. A failed gate, the cord and AbortRollout outweigh it.
 
-        NOT_FOUND: ROLLOUT_NOT_FOUND. FAILED_PRECONDITION: ROLLOUT_NOT_PROMOTABLE.
+        INVALID_ARGUMENT: EMPTY_REASON, EMPTY_ACTOR, TEXT_TOO_LONG.
+        FAILED_PRECONDITION: NO_ROLLOUT_IN_PROGRESS, ROLLOUT_NOT_OBSERVED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AbortRollout(self, request, context):
-        """AbortRollout has a rollout rolled back. It may be repeated.
+        """AbortRollout gives all traffic back to stable and ends the rollout.
 
-        NOT_FOUND: ROLLOUT_NOT_FOUND. FAILED_PRECONDITION: ROLLOUT_OVER.
+        INVALID_ARGUMENT: EMPTY_REASON, EMPTY_ACTOR, TEXT_TOO_LONG.
+        FAILED_PRECONDITION: NO_ROLLOUT_IN_PROGRESS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListDecisions(self, request, context):
-        """ListDecisions lists what was decided and on what numbers, newest first.
-        INVALID_ARGUMENT: INVALID_PAGE_TOKEN, INVALID_PAGE_SIZE.
+        """ListDecisions gives what was decided, newest first, as far as the record
+        reaches. INVALID_ARGUMENT: INVALID_PAGE_SIZE, INVALID_PAGE_TOKEN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -181,13 +178,11 @@ def add_CanaryServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CanaryService:
-    """CanaryService ships a version of the policy to a growing share of the
-    traffic, and back when it is worse. It carries out one rollout at a time; a
-    rollout survives the process.
+    """CanaryService ships a version of the policy beside the stable one, step by
+    step, and decides at every step on evidence. One rollout goes on at a time;
+    it survives the process.
 
-    Any call may answer UNAVAILABLE NOT_LEADER or CLUSTER_UNAVAILABLE, DATA_LOSS
-    ROLLOUT_RECORD_DAMAGED, and what any call of any service may answer (see
-    PolicyService).
+    Every call may answer UNAVAILABLE NOT_LEADER: another controller leads.
     """
 
     @staticmethod

@@ -27,13 +27,11 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class CanaryServiceStub:
-    """CanaryService ships a version of the policy to a growing share of the
-    traffic, and back when it is worse. It carries out one rollout at a time; a
-    rollout survives the process.
+    """CanaryService ships a version of the policy beside the stable one, step by
+    step, and decides at every step on evidence. One rollout goes on at a time;
+    it survives the process.
 
-    Any call may answer UNAVAILABLE NOT_LEADER or CLUSTER_UNAVAILABLE, DATA_LOSS
-    ROLLOUT_RECORD_DAMAGED, and what any call of any service may answer (see
-    PolicyService).
+    Every call may answer UNAVAILABLE NOT_LEADER: another controller leads.
     """
 
     @_typing.overload
@@ -41,89 +39,87 @@ class CanaryServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> CanaryServiceAsyncStub: ...
     StartRollout: _grpc.UnaryUnaryMultiCallable[_canary_service_pb2.StartRolloutRequest, _canary_service_pb2.StartRolloutResponse]
-    """StartRollout records a rollout, which then begins. A repeated request_id
-    with the same content returns the same rollout while it is the newest one.
+    """StartRollout records a rollout and begins it. A repeated request_id with the
+    same content returns the same rollout.
 
-    INVALID_ARGUMENT: INVALID_REQUEST_ID, INVALID_MODEL_NAME, INVALID_ROLLOUT
-    (the message says what is wrong). NOT_FOUND: MODEL_NOT_FOUND.
-    FAILED_PRECONDITION: NOT_A_LANGUAGE_MODEL, ROLLOUT_IN_PROGRESS,
-    ALREADY_STABLE, STABLE_UNKNOWN, LINE_STOPPED (the cord or an alert would
-    roll it back at once). ALREADY_EXISTS: REQUEST_ID_REUSED.
+    INVALID_ARGUMENT: INVALID_ROLLOUT (the message says what makes no sense),
+    INVALID_REQUEST_ID, INVALID_MODEL_NAME. NOT_FOUND: MODEL_NOT_FOUND.
+    FAILED_PRECONDITION: ROLLOUT_IN_PROGRESS, ALREADY_STABLE, NO_PEOPLE.
+    ALREADY_EXISTS: REQUEST_ID_REUSED.
     """
     GetRollout: _grpc.UnaryUnaryMultiCallable[_canary_service_pb2.GetRolloutRequest, _canary_service_pb2.GetRolloutResponse]
-    """GetRollout describes the newest rollout. NOT_FOUND: ROLLOUT_NOT_FOUND."""
+    """GetRollout gives the newest rollout. NOT_FOUND: NO_ROLLOUT."""
     WatchRollout: _grpc.UnaryStreamMultiCallable[_canary_service_pb2.WatchRolloutRequest, _canary_service_pb2.WatchRolloutResponse]
-    """WatchRollout streams the newest rollout, at once and after every change,
-    and ends when it is over. NOT_FOUND: ROLLOUT_NOT_FOUND.
+    """WatchRollout sends the newest rollout at once and then after every change,
+    and ends with it. NOT_FOUND: NO_ROLLOUT.
     """
     PromoteRollout: _grpc.UnaryUnaryMultiCallable[_canary_service_pb2.PromoteRolloutRequest, _canary_service_pb2.PromoteRolloutResponse]
-    """PromoteRollout has a rollout that is observed or held promoted, whatever
-    the evidence says but for a gate that has failed. It may be repeated.
+    """PromoteRollout makes the candidate stable although the evidence does not
+    say so yet. A failed gate, the cord and AbortRollout outweigh it.
 
-    NOT_FOUND: ROLLOUT_NOT_FOUND. FAILED_PRECONDITION: ROLLOUT_NOT_PROMOTABLE.
+    INVALID_ARGUMENT: EMPTY_REASON, EMPTY_ACTOR, TEXT_TOO_LONG.
+    FAILED_PRECONDITION: NO_ROLLOUT_IN_PROGRESS, ROLLOUT_NOT_OBSERVED.
     """
     AbortRollout: _grpc.UnaryUnaryMultiCallable[_canary_service_pb2.AbortRolloutRequest, _canary_service_pb2.AbortRolloutResponse]
-    """AbortRollout has a rollout rolled back. It may be repeated.
+    """AbortRollout gives all traffic back to stable and ends the rollout.
 
-    NOT_FOUND: ROLLOUT_NOT_FOUND. FAILED_PRECONDITION: ROLLOUT_OVER.
+    INVALID_ARGUMENT: EMPTY_REASON, EMPTY_ACTOR, TEXT_TOO_LONG.
+    FAILED_PRECONDITION: NO_ROLLOUT_IN_PROGRESS.
     """
     ListDecisions: _grpc.UnaryUnaryMultiCallable[_canary_service_pb2.ListDecisionsRequest, _canary_service_pb2.ListDecisionsResponse]
-    """ListDecisions lists what was decided and on what numbers, newest first.
-    INVALID_ARGUMENT: INVALID_PAGE_TOKEN, INVALID_PAGE_SIZE.
+    """ListDecisions gives what was decided, newest first, as far as the record
+    reaches. INVALID_ARGUMENT: INVALID_PAGE_SIZE, INVALID_PAGE_TOKEN.
     """
 
 @_typing.type_check_only
 class CanaryServiceAsyncStub(CanaryServiceStub):
-    """CanaryService ships a version of the policy to a growing share of the
-    traffic, and back when it is worse. It carries out one rollout at a time; a
-    rollout survives the process.
+    """CanaryService ships a version of the policy beside the stable one, step by
+    step, and decides at every step on evidence. One rollout goes on at a time;
+    it survives the process.
 
-    Any call may answer UNAVAILABLE NOT_LEADER or CLUSTER_UNAVAILABLE, DATA_LOSS
-    ROLLOUT_RECORD_DAMAGED, and what any call of any service may answer (see
-    PolicyService).
+    Every call may answer UNAVAILABLE NOT_LEADER: another controller leads.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     StartRollout: _aio.UnaryUnaryMultiCallable[_canary_service_pb2.StartRolloutRequest, _canary_service_pb2.StartRolloutResponse]  # type: ignore[assignment]
-    """StartRollout records a rollout, which then begins. A repeated request_id
-    with the same content returns the same rollout while it is the newest one.
+    """StartRollout records a rollout and begins it. A repeated request_id with the
+    same content returns the same rollout.
 
-    INVALID_ARGUMENT: INVALID_REQUEST_ID, INVALID_MODEL_NAME, INVALID_ROLLOUT
-    (the message says what is wrong). NOT_FOUND: MODEL_NOT_FOUND.
-    FAILED_PRECONDITION: NOT_A_LANGUAGE_MODEL, ROLLOUT_IN_PROGRESS,
-    ALREADY_STABLE, STABLE_UNKNOWN, LINE_STOPPED (the cord or an alert would
-    roll it back at once). ALREADY_EXISTS: REQUEST_ID_REUSED.
+    INVALID_ARGUMENT: INVALID_ROLLOUT (the message says what makes no sense),
+    INVALID_REQUEST_ID, INVALID_MODEL_NAME. NOT_FOUND: MODEL_NOT_FOUND.
+    FAILED_PRECONDITION: ROLLOUT_IN_PROGRESS, ALREADY_STABLE, NO_PEOPLE.
+    ALREADY_EXISTS: REQUEST_ID_REUSED.
     """
     GetRollout: _aio.UnaryUnaryMultiCallable[_canary_service_pb2.GetRolloutRequest, _canary_service_pb2.GetRolloutResponse]  # type: ignore[assignment]
-    """GetRollout describes the newest rollout. NOT_FOUND: ROLLOUT_NOT_FOUND."""
+    """GetRollout gives the newest rollout. NOT_FOUND: NO_ROLLOUT."""
     WatchRollout: _aio.UnaryStreamMultiCallable[_canary_service_pb2.WatchRolloutRequest, _canary_service_pb2.WatchRolloutResponse]  # type: ignore[assignment]
-    """WatchRollout streams the newest rollout, at once and after every change,
-    and ends when it is over. NOT_FOUND: ROLLOUT_NOT_FOUND.
+    """WatchRollout sends the newest rollout at once and then after every change,
+    and ends with it. NOT_FOUND: NO_ROLLOUT.
     """
     PromoteRollout: _aio.UnaryUnaryMultiCallable[_canary_service_pb2.PromoteRolloutRequest, _canary_service_pb2.PromoteRolloutResponse]  # type: ignore[assignment]
-    """PromoteRollout has a rollout that is observed or held promoted, whatever
-    the evidence says but for a gate that has failed. It may be repeated.
+    """PromoteRollout makes the candidate stable although the evidence does not
+    say so yet. A failed gate, the cord and AbortRollout outweigh it.
 
-    NOT_FOUND: ROLLOUT_NOT_FOUND. FAILED_PRECONDITION: ROLLOUT_NOT_PROMOTABLE.
+    INVALID_ARGUMENT: EMPTY_REASON, EMPTY_ACTOR, TEXT_TOO_LONG.
+    FAILED_PRECONDITION: NO_ROLLOUT_IN_PROGRESS, ROLLOUT_NOT_OBSERVED.
     """
     AbortRollout: _aio.UnaryUnaryMultiCallable[_canary_service_pb2.AbortRolloutRequest, _canary_service_pb2.AbortRolloutResponse]  # type: ignore[assignment]
-    """AbortRollout has a rollout rolled back. It may be repeated.
+    """AbortRollout gives all traffic back to stable and ends the rollout.
 
-    NOT_FOUND: ROLLOUT_NOT_FOUND. FAILED_PRECONDITION: ROLLOUT_OVER.
+    INVALID_ARGUMENT: EMPTY_REASON, EMPTY_ACTOR, TEXT_TOO_LONG.
+    FAILED_PRECONDITION: NO_ROLLOUT_IN_PROGRESS.
     """
     ListDecisions: _aio.UnaryUnaryMultiCallable[_canary_service_pb2.ListDecisionsRequest, _canary_service_pb2.ListDecisionsResponse]  # type: ignore[assignment]
-    """ListDecisions lists what was decided and on what numbers, newest first.
-    INVALID_ARGUMENT: INVALID_PAGE_TOKEN, INVALID_PAGE_SIZE.
+    """ListDecisions gives what was decided, newest first, as far as the record
+    reaches. INVALID_ARGUMENT: INVALID_PAGE_SIZE, INVALID_PAGE_TOKEN.
     """
 
 class CanaryServiceServicer(metaclass=_abc_1.ABCMeta):
-    """CanaryService ships a version of the policy to a growing share of the
-    traffic, and back when it is worse. It carries out one rollout at a time; a
-    rollout survives the process.
+    """CanaryService ships a version of the policy beside the stable one, step by
+    step, and decides at every step on evidence. One rollout goes on at a time;
+    it survives the process.
 
-    Any call may answer UNAVAILABLE NOT_LEADER or CLUSTER_UNAVAILABLE, DATA_LOSS
-    ROLLOUT_RECORD_DAMAGED, and what any call of any service may answer (see
-    PolicyService).
+    Every call may answer UNAVAILABLE NOT_LEADER: another controller leads.
     """
 
     @_abc_1.abstractmethod
@@ -132,14 +128,13 @@ class CanaryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _canary_service_pb2.StartRolloutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_canary_service_pb2.StartRolloutResponse, _abc.Awaitable[_canary_service_pb2.StartRolloutResponse]]:
-        """StartRollout records a rollout, which then begins. A repeated request_id
-        with the same content returns the same rollout while it is the newest one.
+        """StartRollout records a rollout and begins it. A repeated request_id with the
+        same content returns the same rollout.
 
-        INVALID_ARGUMENT: INVALID_REQUEST_ID, INVALID_MODEL_NAME, INVALID_ROLLOUT
-        (the message says what is wrong). NOT_FOUND: MODEL_NOT_FOUND.
-        FAILED_PRECONDITION: NOT_A_LANGUAGE_MODEL, ROLLOUT_IN_PROGRESS,
-        ALREADY_STABLE, STABLE_UNKNOWN, LINE_STOPPED (the cord or an alert would
-        roll it back at once). ALREADY_EXISTS: REQUEST_ID_REUSED.
+        INVALID_ARGUMENT: INVALID_ROLLOUT (the message says what makes no sense),
+        INVALID_REQUEST_ID, INVALID_MODEL_NAME. NOT_FOUND: MODEL_NOT_FOUND.
+        FAILED_PRECONDITION: ROLLOUT_IN_PROGRESS, ALREADY_STABLE, NO_PEOPLE.
+        ALREADY_EXISTS: REQUEST_ID_REUSED.
         """
 
     @_abc_1.abstractmethod
@@ -148,7 +143,7 @@ class CanaryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _canary_service_pb2.GetRolloutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_canary_service_pb2.GetRolloutResponse, _abc.Awaitable[_canary_service_pb2.GetRolloutResponse]]:
-        """GetRollout describes the newest rollout. NOT_FOUND: ROLLOUT_NOT_FOUND."""
+        """GetRollout gives the newest rollout. NOT_FOUND: NO_ROLLOUT."""
 
     @_abc_1.abstractmethod
     def WatchRollout(
@@ -156,8 +151,8 @@ class CanaryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _canary_service_pb2.WatchRolloutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_canary_service_pb2.WatchRolloutResponse], _abc.AsyncIterator[_canary_service_pb2.WatchRolloutResponse]]:
-        """WatchRollout streams the newest rollout, at once and after every change,
-        and ends when it is over. NOT_FOUND: ROLLOUT_NOT_FOUND.
+        """WatchRollout sends the newest rollout at once and then after every change,
+        and ends with it. NOT_FOUND: NO_ROLLOUT.
         """
 
     @_abc_1.abstractmethod
@@ -166,10 +161,11 @@ class CanaryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _canary_service_pb2.PromoteRolloutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_canary_service_pb2.PromoteRolloutResponse, _abc.Awaitable[_canary_service_pb2.PromoteRolloutResponse]]:
-        """PromoteRollout has a rollout that is observed or held promoted, whatever
-        the evidence says but for a gate that has failed. It may be repeated.
+        """PromoteRollout makes the candidate stable although the evidence does not
+        say so yet. A failed gate, the cord and AbortRollout outweigh it.
 
-        NOT_FOUND: ROLLOUT_NOT_FOUND. FAILED_PRECONDITION: ROLLOUT_NOT_PROMOTABLE.
+        INVALID_ARGUMENT: EMPTY_REASON, EMPTY_ACTOR, TEXT_TOO_LONG.
+        FAILED_PRECONDITION: NO_ROLLOUT_IN_PROGRESS, ROLLOUT_NOT_OBSERVED.
         """
 
     @_abc_1.abstractmethod
@@ -178,9 +174,10 @@ class CanaryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _canary_service_pb2.AbortRolloutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_canary_service_pb2.AbortRolloutResponse, _abc.Awaitable[_canary_service_pb2.AbortRolloutResponse]]:
-        """AbortRollout has a rollout rolled back. It may be repeated.
+        """AbortRollout gives all traffic back to stable and ends the rollout.
 
-        NOT_FOUND: ROLLOUT_NOT_FOUND. FAILED_PRECONDITION: ROLLOUT_OVER.
+        INVALID_ARGUMENT: EMPTY_REASON, EMPTY_ACTOR, TEXT_TOO_LONG.
+        FAILED_PRECONDITION: NO_ROLLOUT_IN_PROGRESS.
         """
 
     @_abc_1.abstractmethod
@@ -189,8 +186,8 @@ class CanaryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _canary_service_pb2.ListDecisionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_canary_service_pb2.ListDecisionsResponse, _abc.Awaitable[_canary_service_pb2.ListDecisionsResponse]]:
-        """ListDecisions lists what was decided and on what numbers, newest first.
-        INVALID_ARGUMENT: INVALID_PAGE_TOKEN, INVALID_PAGE_SIZE.
+        """ListDecisions gives what was decided, newest first, as far as the record
+        reaches. INVALID_ARGUMENT: INVALID_PAGE_SIZE, INVALID_PAGE_TOKEN.
         """
 
 def add_CanaryServiceServicer_to_server(servicer: CanaryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
