@@ -54,6 +54,7 @@ class World:
         self._serve = serve
         self._loop = loop
         self._stack = stack
+        self.settings: dict[str, Any] = {}  # further ones of every service, set before it is started
         self.objects: dict[
             type, Any
         ] = {}  # what serves, the newest of each kind, so that a test can spoil it
@@ -89,7 +90,12 @@ class World:
         )
 
     def serve_models(self, *, replicas: int = 1) -> None:
-        common: dict[str, Any] = {"port": 0, "metrics_port": 0, "store": self.store.root}
+        common: dict[str, Any] = {
+            "port": 0,
+            "metrics_port": 0,
+            "store": self.store.root,
+            **self.settings,
+        }
         # With their models, one after the other: transformers cannot load two at once in one process.
         policy = PolicyConfig(model="sft/1", **common)
         self.policies = [self._serve_one(PolicyService, policy) for _ in range(replicas)]
@@ -105,7 +111,13 @@ class World:
             policy_targets=[policy.target for policy in self.policies],
             reference_target=self.reference.target,
             reward_target=self.reward.target,
-            **{"threads": 1, "peer_patience_s": 60.0, "watch_cord": False, **settings},
+            **{
+                "threads": 1,
+                "peer_patience_s": 60.0,
+                "watch_cord": False,
+                **self.settings,
+                **settings,
+            },
         )
         self.trainer = self._serve_one(TrainerService, config)
         return self._stack.enter_context(TrainerClient(self.trainer.target))
