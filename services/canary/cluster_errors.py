@@ -67,5 +67,6 @@ class NotLeaderError(UnavailableError):
 
     default_reason = "NOT_LEADER"
 
-    def __init__(self, *, holder: str) -> None:
-        super().__init__(f"this controller does not lead; {holder} does", holder=holder)
+    def __init__(self, *, holder: str = "") -> None:
+        now = f"{holder} does" if holder else "load the rollout again when it does"
+        super().__init__(f"this controller does not lead; {now}", holder=holder)

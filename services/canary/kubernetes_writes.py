@@ -113,7 +113,7 @@ class ClaimedObjects:
         """
         term = self._leadership.term()
         if term is None or term != self._claimed:
-            raise NotLeaderError(holder="another one, or this one for another term,")
+            raise NotLeaderError
         return self._change(resource, name, decide, term)
 
     def patiently(self, attempt: Callable[[], T]) -> T:
@@ -146,7 +146,7 @@ class ClaimedObjects:
                 # After the read: whoever claims it from now on changes its version, and the write fails.
                 self._leadership.confirm(term)
             elif self._leadership.term() != term:
-                raise NotLeaderError(holder="another one, perhaps,")
+                raise NotLeaderError
             wanted = decide(current)
             if wanted is None and term_of(current) == term:
                 return current

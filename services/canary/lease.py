@@ -226,8 +226,10 @@ class LeaseLeadership:
             return
         try:
             lease = self._calls.get(LEASES, self._name)
-            if _token(_record_of(lease)) == term:
-                self._write(lease, {**_record_of(lease), "holderIdentity": "", "leaseDurationSeconds": 1})
+            record = _record_of(lease)
+            if _token(record) == term:
+                free = {key: value for key, value in record.items() if key != "holderIdentity"}
+                self._write(lease, {**free, "leaseDurationSeconds": 1, "renewTime": _now()})
         except AndonError as error:  # others take it after its duration
             log.warning("lease_not_released", lease=self._name, reason=error.reason, message=error.message)
 
