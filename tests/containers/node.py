@@ -40,7 +40,7 @@ class PodmanNode:
         podman("network", "create", self._network)
         try:
             for pod in self._pods.values():
-                self._containers[pod.name] = podman("run", *pod.run_arguments(self._network))
+                self._start(pod)
             for pod in self._pods.values():
                 self.wait_until_ready(pod.name)
         except BaseException:
@@ -58,6 +58,16 @@ class PodmanNode:
         self._stopping.set()
         self._kubelet.join()
         self._remove()
+
+    def add(self, pod: Pod) -> None:
+        """Starts one more and waits until it is ready. Whether it stays alive is not asked."""
+        self._pods[pod.name] = pod
+        self._start(pod)
+        self.wait_until_ready(pod.name)
+
+    def _start(self, pod: Pod) -> None:
+        pod.make_folders()
+        self._containers[pod.name] = podman("run", *pod.run_arguments(self._network))
 
     def wait_until_ready(self, name: str) -> None:
         """Until the pod's startup probe and then its readiness probe succeed."""
@@ -139,11 +149,12 @@ class PodmanNode:
 
     def _ask_whether_alive(self) -> None:
         """Kills a container whose liveness probe failed too often in a row; podman starts it again."""
-        failures = dict.fromkeys(self._pods, 0)
-        due_s = dict.fromkeys(self._pods, 0.0)
-        started = {name: self.inspect(name)["State"]["Pid"] for name in self._pods}
+        watched = dict(self._pods)
+        failures = dict.fromkeys(watched, 0)
+        due_s = dict.fromkeys(watched, 0.0)
+        started = {name: self.inspect(name)["State"]["Pid"] for name in watched}
         while not self._stopping.wait(POLL_S):
-            for name, pod in self._pods.items():
+            for name, pod in watched.items():
                 probe = pod.probes[LIVENESS]
                 if time.monotonic() < due_s[name]:
                     continue

@@ -70,7 +70,22 @@ class Mount:
     source: Path | None
     place: str
     read_only: bool
-    size_bytes: int | None
+    size_bytes: int | None = None  # of memory
+    files: Mapping[str, bytes] | None = None  # what is in it from the beginning
+    file_mode: int | None = None
+
+    def make(self, group: int) -> None:
+        """Makes the folder as ``fsGroup`` has it: the group may write and owns what is made in it."""
+        if self.source is None:
+            return
+        self.source.mkdir(parents=True, exist_ok=True)
+        shutil.chown(self.source, group=group)
+        self.source.chmod(0o2775)
+        for name, content in (self.files or {}).items():
+            path = self.source / name
+            path.write_bytes(content)
+            shutil.chown(path, group=group)
+            path.chmod(self.file_mode or 0o644)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +106,11 @@ class Pod:
     grace_s: int
     mounts: tuple[Mount, ...]
     probes: Mapping[str, Probe]
+
+    def make_folders(self) -> None:
+        """What the mounts need on this machine; as root, who alone may give a folder to any group."""
+        for mount in self.mounts:
+            mount.make(self.volume_group)
 
     def run_arguments(self, network: str) -> list[str]:
         """What follows ``podman run``."""
@@ -120,17 +140,17 @@ class Node:
     """The folders of one node and the objects of one namespace."""
 
     def __init__(self, objects: Iterable[Manifest], folder: Path) -> None:
-        """``objects`` are the manifests and the Secrets; volumes are made below ``folder``."""
+        """``objects`` are the manifests and the Secrets; volumes lie below ``folder``."""
         self._objects = {(each["kind"], each["metadata"]["name"]): each for each in objects}
         self._folder = folder
 
-    def pods(self) -> list[Pod]:
-        """All pods of all workloads, as many as each asks for."""
+    def pods(self, scaled: Mapping[str, int] | None = None) -> list[Pod]:
+        """All pods of all workloads: as many as each asks for, or as ``scaled`` says by name."""
         return [
             self._pod(workload, index)
-            for (kind, _), workload in self._objects.items()
+            for (kind, name), workload in self._objects.items()
             if kind in ("Deployment", "StatefulSet")
-            for index in range(workload["spec"]["replicas"])
+            for index in range((scaled or {}).get(name, workload["spec"]["replicas"]))
         ]
 
     def claim(self, name: str) -> Path:
@@ -176,8 +196,7 @@ class Node:
             cpu_shares=round(cores(container["resources"]["requests"]["cpu"]) * 1024),  # as a kubelet does
             grace_s=spec["terminationGracePeriodSeconds"],
             mounts=tuple(
-                self._mount(name, mount, volumes[mount["name"]], security["fsGroup"])
-                for mount in container["volumeMounts"]
+                self._mount(name, mount, volumes[mount["name"]]) for mount in container["volumeMounts"]
             ),
             probes={kind: _probe(container[kind]) for kind in PROBES},
         )
@@ -209,31 +228,26 @@ class Node:
                 values[variable["name"]] = self._secret(reference["name"])[reference["key"]].decode()
         return values
 
-    def _mount(self, pod_name: str, mount: Manifest, volume: Manifest, group: int) -> Mount:
-        size = None
-        source: Path | None = self._folder / "pods" / pod_name / mount["name"]
+    def _mount(self, pod_name: str, mount: Manifest, volume: Manifest) -> Mount:
+        place, read_only = mount["mountPath"], mount.get("readOnly", False)
+        own_folder = self._folder / "pods" / pod_name / mount["name"]
         match volume:
             case {"emptyDir": {"medium": "Memory", "sizeLimit": limit}}:
-                source, size = None, size_bytes(limit)
-            case {"emptyDir": {"sizeLimit": limit}}:
-                assert source is not None
-                _make_folder(source, group)
+                return Mount(source=None, place=place, read_only=read_only, size_bytes=size_bytes(limit))
+            case {"emptyDir": {"sizeLimit": _}}:
+                return Mount(source=own_folder, place=place, read_only=read_only)
             case {"persistentVolumeClaim": {"claimName": claim}}:
-                source = self.claim(claim)
-                _make_folder(source, group)
+                return Mount(source=self.claim(claim), place=place, read_only=read_only)
             case {"secret": {"secretName": secret, "defaultMode": mode}}:
-                assert source is not None
-                _make_folder(source, group)
-                for key, content in self._secret(secret).items():
-                    path = source / key
-                    path.write_bytes(content)
-                    shutil.chown(path, group=group)
-                    path.chmod(mode)
+                return Mount(
+                    source=own_folder,
+                    place=place,
+                    read_only=read_only,
+                    files=self._secret(secret),
+                    file_mode=mode,
+                )
             case _:
                 raise AssertionError(f"{pod_name}: a volume of a kind that is not known here: {volume}")
-        return Mount(
-            source=source, place=mount["mountPath"], read_only=mount.get("readOnly", False), size_bytes=size
-        )
 
     def _secret(self, name: str) -> dict[str, bytes]:
         return {key: base64.b64decode(value) for key, value in self._object("Secret", name)["data"].items()}
@@ -262,13 +276,6 @@ def _probe(described: Manifest) -> Probe:
         timeout_s=described.get("timeoutSeconds", 1),
         failures=described.get("failureThreshold", 3),
     )
-
-
-def _make_folder(path: Path, group: int) -> None:
-    """As a volume is after ``fsGroup``: the group may write and owns what is made in it."""
-    path.mkdir(parents=True, exist_ok=True)
-    shutil.chown(path, group=group)
-    path.chmod(0o2775)
 
 
 def _refuse_unknown(name: str, described: Manifest, known: set[str]) -> None:

@@ -18,6 +18,7 @@ import yaml
 
 from andon.cli.recipes import packaged_recipe
 from andon.client.health import Health
+from andon.client.policy import PolicyClient, SamplingParameters
 from andon.client.trainer import Progress, TrainerClient
 from andon.deploy.kustomize import find_kubectl, render
 from andon.modeling.store import ModelStore
@@ -42,6 +43,7 @@ SERVICES = {
 class Overlay:
     """What runs, and what only whoever set it up knows."""
 
+    node: Node
     running: PodmanNode
     pods: dict[str, Pod]
     store: Path  # the volume with models and documents, on this machine
@@ -65,6 +67,7 @@ def overlay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Overlay]:
         build(image.partition("/")[2].partition(":")[0], image, scratch)
     with PodmanNode(list(pods.values())) as running:
         yield Overlay(
+            node=node,
             running=running,
             pods=pods,
             store=node.claim("andon-store"),
@@ -152,20 +155,9 @@ def test_the_loop_passes_and_survives_two_kills(overlay: Overlay) -> None:
     recipe = packaged_recipe("small")
     recipe = recipe.model_copy(update={"ppo": {**recipe.ppo, "updates": UPDATES}})
     (data / "recipe.yaml").write_text(json.dumps(recipe.model_dump(mode="json")))
-    demo = ["andon", "demo", "--running", "--seed=2", "--json"]
+    demo = ["demo", "--running", "--seed=2", "--json"]
     demo += ["--recipe=/var/lib/andon/data/recipe.yaml", "--out=/var/lib/andon/data/demo"]
-    sampler = overlay.pods["andon-sampler-0"]
-    client = overlay.running.run_client(
-        sampler.image,
-        demo,
-        f"--user={sampler.user}:{sampler.group}",
-        "--read-only",
-        "--cap-drop=all",
-        "--security-opt=no-new-privileges",
-        f"--env=ANDON_TOKEN={overlay.admin_token}",
-        *(f"--env=ANDON_{service.upper()}_TARGET={target}" for service, target in SERVICES.items()),
-        volume_option(overlay.store, "/var/lib/andon"),
-    )
+    client = _command_line(overlay, *demo)
     killer = threading.Thread(target=_kill_on_the_way, args=(overlay, client))
     killer.start()
     printed, said = client.communicate()
@@ -190,13 +182,46 @@ def test_the_loop_passes_and_survives_two_kills(overlay: Overlay) -> None:
         overlay.running.wait_until_ready(name)
 
 
+def test_stable_serves_what_was_trained(overlay: Overlay) -> None:
+    """After the loop: an alias, and the Deployment for users scaled to one pod."""
+    version = f"policy/{UPDATES}"
+    named = _command_line(
+        overlay, "models", "alias", "policy@stable", version, "--store=/var/lib/andon/store"
+    )
+    _, said = named.communicate()
+    assert named.returncode == 0, said
+    (stable,) = (pod for pod in overlay.node.pods({"andon-policy": 1}) if pod.workload == "andon-policy")
+    overlay.running.add(stable)
+    with PolicyClient(f"{overlay.running.address(stable.name)}:50051") as policy:
+        answer = policy.sample(["A post."], SamplingParameters(max_new_tokens=4, seed=0))
+    (sample,) = answer.results[0].samples
+    assert str(sample.model) == version
+
+
+def _command_line(overlay: Overlay, *arguments: str) -> subprocess.Popen[str]:
+    """``andon`` in a container of its own, with a Job's rights, the store and the admin's token."""
+    pod = overlay.pods["andon-sampler-0"]
+    return overlay.running.run_client(
+        pod.image,
+        ["andon", *arguments],
+        f"--user={pod.user}:{pod.group}",
+        f"--group-add={pod.volume_group}",
+        "--read-only",
+        "--cap-drop=all",
+        "--security-opt=no-new-privileges",
+        f"--env=ANDON_TOKEN={overlay.admin_token}",
+        *(f"--env=ANDON_{service.upper()}_TARGET={target}" for service, target in SERVICES.items()),
+        volume_option(overlay.store, "/var/lib/andon"),
+    )
+
+
 def _kill_on_the_way(overlay: Overlay, client: subprocess.Popen[str]) -> None:
-    """Kills by ``KILLS``. Ends with the client at the latest; what was not killed shows in the restarts."""
+    """Kills by ``KILLS``. Ends with the client at the latest; the restarts show what was not killed."""
     left = dict(KILLS)
     run_id: str | None = None
     while left and client.poll() is None:
         address = overlay.running.address("andon-trainer-0")
-        with TrainerClient(f"{address}:50055", token=overlay.admin_token) as trainer:
+        with TrainerClient(f"{address}:50055") as trainer:
             while run_id is None and client.poll() is None:
                 found = [run.run_id for run in trainer.list() if run.stage == "ppo"]
                 run_id = found[0] if found else None

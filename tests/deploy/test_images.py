@@ -21,6 +21,7 @@ import yaml
 
 import andon
 from andon.deploy.kustomize import find_kubectl, render
+from tests.containers.pods import Node
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKER = ROOT / "deploy" / "docker"
@@ -156,6 +157,29 @@ def test_manifests_give_the_entry_point_a_module(rendered: list[dict[str, Any]])
             assert container["command"][0] in (*scripts, "torchrun"), container["name"]
         else:
             assert importlib.util.find_spec(f"{container['args'][0]}.__main__"), container["args"]
+
+
+def test_the_container_test_knows_all_that_pods_of_local_say(tmp_path: Path) -> None:
+    """A field that podman would need to be told of fails here, not only in `make test-containers`."""
+    made = subprocess.run(
+        [str(ROOT / "deploy/k8s/create-secrets.sh")], capture_output=True, text=True, check=True
+    )
+    objects = render(ROOT / "deploy/k8s/overlays/local", kubectl=find_kubectl())
+    pods = Node([*objects, *yaml.safe_load_all(made.stdout)], tmp_path).pods({"andon-policy": 1})
+    assert {pod.workload for pod in pods} >= {
+        "andon-labeling",
+        "andon-policy",
+        "andon-sampler",
+        "andon-trainer",
+    }
+    for pod in pods:
+        arguments = pod.run_arguments("network")
+        assert {"--read-only", "--cap-drop=all", "--security-opt=no-new-privileges"} <= set(arguments)
+        assert arguments[-2:] == [pod.image, *pod.arguments]
+    (trainer,) = (pod for pod in pods if pod.workload == "andon-trainer")
+    assert trainer.memory_bytes == 2 * 1024**3
+    assert trainer.cpu_shares == 205  # of 200m: 0.2 * 1024
+    assert trainer.host_names == ("andon-trainer",)
 
 
 def load_requirements() -> ModuleType:
