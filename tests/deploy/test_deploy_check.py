@@ -86,6 +86,9 @@ def test_services_take_what_they_are_told(overlay: str) -> None:
                 # Services read these files as they start, and here they are not.
                 if not name.endswith(FILES)
             }
+            if service == "canary":
+                # In a pod the credentials are the service account's.
+                variables["ANDON_CANARY_KUBECONFIG"] = "/kubeconfig"
             config = load_config(
                 deploy_contract.config_class(service), service=service, argv=[], environment=variables
             )
