@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.cord import BEGIN, DOCUMENT, DOORS_OF_ENGINE, END, summary, table, with_table
+from benchmarks.cord import BEGIN, DOCUMENT, DOORS_OF_ENGINE, END, RANKS, summary, table, with_table
 from benchmarks.labeling_processes import RESULTS
 
 
@@ -60,3 +60,4 @@ def test_the_document_shows_the_committed_measurement() -> None:
     assert with_table(document, measured) == document
     doors = {(row["engine"], row["door"]) for row in measured["rows"] if row["what"] == "pull"}
     assert doors == {(engine, door) for engine, doors in DOORS_OF_ENGINE.items() for door in doors}
+    assert {row["ranks"] for row in measured["rows"] if row["what"] == "pull"} == {1, RANKS}
