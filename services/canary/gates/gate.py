@@ -1,9 +1,10 @@
 """Decides, for one thing that may get worse, whether the canary was shown to be good enough, or not to be.
 
 A gate watches the mean of a value that is the larger, the better, and has one boundary. Two bets are held on
-it: that the mean lies above the boundary, and that it lies below. The first won is a *pass*, the second a
-*failure*; both are kept. ``better`` is a third bet, for gates that can tell a better version: that the mean
-lies above the value that an equal version has.
+it: that the mean lies above the boundary, and that it lies below. The first won is a *pass* for as long as it
+stands: a version that was good at first and became worse has to pass again. The second won is a *failure*,
+and stays one. ``better`` is a third bet, for gates that can tell a better version: that the mean lies above
+the value that an equal version has.
 """
 
 from __future__ import annotations
@@ -76,8 +77,8 @@ class Gate:
     better: Bet | None
     count: int = 0
     total: float = 0.0  # of the clipped values
-    passed: bool = False  # once won, a bet stays won
-    failed: bool = False
+    passed: bool = False  # by the last look: what was good may have become worse
+    failed: bool = False  # stays
     is_better: bool = False
 
     @classmethod
@@ -112,9 +113,9 @@ class Gate:
             better=better,
             count=self.count + times * len(seen),
             total=self.total + times * float(seen.sum()),
-            passed=self.passed or above.rejects(rates.promotion),
+            passed=above.rejects(rates.promotion),
             failed=self.failed or below.rejects(rates.rollback / num_gates),
-            is_better=self.is_better or (better is not None and better.rejects(rates.promotion)),
+            is_better=better is not None and better.rejects(rates.promotion),
         )
 
     @property

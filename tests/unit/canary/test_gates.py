@@ -112,11 +112,19 @@ def test_what_is_no_number_counts_as_the_worst() -> None:
     assert seen([math.nan] * 20).verdict is Verdict.FAILED
 
 
-def test_a_decided_bet_stays_decided() -> None:
+def test_a_version_that_becomes_worse_loses_what_it_had_shown() -> None:
     gate = seen(normal(0.5, 150))
-    later = gate.after([-4.0] * 3, rates=RATES, num_gates=3)
-    assert later.passed
-    assert later.is_better
+    assert (gate.passed, gate.is_better) == (True, True)
+    later = gate.after(normal(-1.0, 150, "later"), rates=RATES, num_gates=3)
+    assert (later.passed, later.is_better) == (False, False)
+
+
+def test_a_failure_stays_a_failure() -> None:
+    gate = seen(normal(-0.8, 150))
+    later = gate.after([2.0] * 300, rates=RATES, num_gates=3)
+    assert later.mean is not None
+    assert later.mean > SCORE.boundary
+    assert later.verdict is Verdict.FAILED
 
 
 def test_calls_that_came_many_times_count_like_single_ones() -> None:
