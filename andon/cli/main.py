@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 import andon
 from andon.cli import (
+    canary_commands,
     cord_commands,
     data_commands,
     demo_command,
@@ -86,6 +87,7 @@ app.add_typer(label_commands.app, name="label")
 app.add_typer(data_commands.app, name="data")
 app.add_typer(model_commands.app, name="models")
 app.add_typer(cord_commands.app, name="cord")
+app.add_typer(canary_commands.app, name="canary")
 app.add_typer(deploy_commands.app, name="deploy")
 
 

@@ -97,16 +97,21 @@ class Rollout:
     """Why it is in this phase, or at this step."""
     status: str = ""
     """What it waits for there."""
+    request_id: str = ""
+    """Of the call that started it, so that the call may be repeated."""
     asked: Literal["promote", "abort"] | None = None
     """What a person asked for, and the controller has not done yet."""
     asked_by: str = ""
     asked_reason: str = ""
 
     @classmethod
-    def begin(cls, spec: RolloutSpec, *, rollout_id: str, stable: str, now_s: float) -> Self:
+    def begin(
+        cls, spec: RolloutSpec, *, rollout_id: str, stable: str, now_s: float, request_id: str = ""
+    ) -> Self:
         """A rollout of which nothing has been done."""
         return cls(
             rollout_id=rollout_id,
+            request_id=request_id,
             spec=spec,
             stable=stable,
             gates=tuple(Gate.of(rule) for rule in spec.gates),

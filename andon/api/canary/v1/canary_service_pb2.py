@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(andon/api/canary/v1/canary_service.proto\x12\x13\x61ndon.api.canary.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\".\n\x0cGateBoundary\x12\x0c\n\x04gate\x18\x01 \x01(\t\x12\x10\n\x08\x62oundary\x18\x02 \x01(\x01\"\xd1\x03\n\x0bRolloutSpec\x12\x11\n\tcandidate\x18\x01 \x01(\t\x12\x15\n\rstep_percents\x18\x02 \x03(\x05\x12\x36\n\x13least_step_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x38\n\x15longest_step_duration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x0eready_duration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\nwhen_equal\x18\x06 \x01(\x0e\x32\x1e.andon.api.canary.v1.WhenEqual\x12!\n\x14promotion_error_rate\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12 \n\x13rollback_error_rate\x18\x08 \x01(\x01H\x01\x88\x01\x01\x12\x35\n\nboundaries\x18\t \x03(\x0b\x32!.andon.api.canary.v1.GateBoundary\x12\x12\n\nask_people\x18\n \x01(\x08\x42\x17\n\x15_promotion_error_rateB\x16\n\x14_rollback_error_rate\"\xdb\x01\n\x04Gate\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x62oundary\x18\x02 \x01(\x01\x12\x11\n\x04mean\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x11observation_count\x18\x04 \x01(\x03\x12\x31\n\x07verdict\x18\x05 \x01(\x0e\x32 .andon.api.canary.v1.GateVerdict\x12\x1a\n\x12log_evidence_above\x18\x06 \x01(\x01\x12\x1a\n\x12log_evidence_below\x18\x07 \x01(\x01\x12\x11\n\tis_better\x18\x08 \x01(\x08\x42\x07\n\x05_mean\"\xe8\x02\n\x07Rollout\x12\x12\n\nrollout_id\x18\x01 \x01(\t\x12\x11\n\tcandidate\x18\x02 \x01(\t\x12\x0e\n\x06stable\x18\x03 \x01(\t\x12\x30\n\x05phase\x18\x04 \x01(\x0e\x32!.andon.api.canary.v1.RolloutPhase\x12\x12\n\nstep_index\x18\x05 \x01(\x05\x12\x15\n\rstep_percents\x18\x06 \x03(\x05\x12\x16\n\x0e\x63\x61nary_percent\x18\x07 \x01(\x05\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\x16\n\x0estatus_message\x18\t \x01(\t\x12(\n\x05gates\x18\n \x03(\x0b\x32\x19.andon.api.canary.v1.Gate\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nphase_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"}\n\x0bGateNumbers\x12>\n\x07numbers\x18\x01 \x03(\x0b\x32-.andon.api.canary.v1.GateNumbers.NumbersEntry\x1a.\n\x0cNumbersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xbe\x02\n\x08\x44\x65\x63ision\x12\x12\n\nrollout_id\x18\x01 \x01(\t\x12\x31\n\rdecision_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x05phase\x18\x03 \x01(\x0e\x32!.andon.api.canary.v1.RolloutPhase\x12\x12\n\nstep_index\x18\x04 \x01(\x05\x12\x0c\n\x04kind\x18\x05 \x01(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x37\n\x05gates\x18\x07 \x03(\x0b\x32(.andon.api.canary.v1.Decision.GatesEntry\x1aN\n\nGatesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12/\n\x05value\x18\x02 \x01(\x0b\x32 .andon.api.canary.v1.GateNumbers:\x02\x38\x01\"Y\n\x13StartRolloutRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12.\n\x04spec\x18\x02 \x01(\x0b\x32 .andon.api.canary.v1.RolloutSpec\"E\n\x14StartRolloutResponse\x12-\n\x07rollout\x18\x01 \x01(\x0b\x32\x1c.andon.api.canary.v1.Rollout\"\x13\n\x11GetRolloutRequest\"C\n\x12GetRolloutResponse\x12-\n\x07rollout\x18\x01 \x01(\x0b\x32\x1c.andon.api.canary.v1.Rollout\"\x15\n\x13WatchRolloutRequest\"E\n\x14WatchRolloutResponse\x12-\n\x07rollout\x18\x01 \x01(\x0b\x32\x1c.andon.api.canary.v1.Rollout\"6\n\x15PromoteRolloutRequest\x12\r\n\x05\x61\x63tor\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"G\n\x16PromoteRolloutResponse\x12-\n\x07rollout\x18\x01 \x01(\x0b\x32\x1c.andon.api.canary.v1.Rollout\"4\n\x13\x41\x62ortRolloutRequest\x12\r\n\x05\x61\x63tor\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"E\n\x14\x41\x62ortRolloutResponse\x12-\n\x07rollout\x18\x01 \x01(\x0b\x32\x1c.andon.api.canary.v1.Rollout\"=\n\x14ListDecisionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"b\n\x15ListDecisionsResponse\x12\x30\n\tdecisions\x18\x01 \x03(\x0b\x32\x1d.andon.api.canary.v1.Decision\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\xaf\x02\n\x0cRolloutPhase\x12\x1d\n\x19ROLLOUT_PHASE_UNSPECIFIED\x10\x00\x12\x1b\n\x17ROLLOUT_PHASE_DEPLOYING\x10\x01\x12\x1b\n\x17ROLLOUT_PHASE_VERIFYING\x10\x02\x12\x1b\n\x17ROLLOUT_PHASE_OBSERVING\x10\x03\x12\x16\n\x12ROLLOUT_PHASE_HELD\x10\x04\x12\x1b\n\x17ROLLOUT_PHASE_PROMOTING\x10\x05\x12\x1e\n\x1aROLLOUT_PHASE_ROLLING_BACK\x10\x06\x12\x1a\n\x16ROLLOUT_PHASE_PROMOTED\x10\x07\x12\x1d\n\x19ROLLOUT_PHASE_ROLLED_BACK\x10\x08\x12\x19\n\x15ROLLOUT_PHASE_ABORTED\x10\t*\x8e\x01\n\x0bGateVerdict\x12\x1c\n\x18GATE_VERDICT_UNSPECIFIED\x10\x00\x12\x18\n\x14GATE_VERDICT_NO_DATA\x10\x01\x12\x15\n\x11GATE_VERDICT_OPEN\x10\x02\x12\x17\n\x13GATE_VERDICT_PASSED\x10\x03\x12\x17\n\x13GATE_VERDICT_FAILED\x10\x04*T\n\tWhenEqual\x12\x1a\n\x16WHEN_EQUAL_UNSPECIFIED\x10\x00\x12\x16\n\x12WHEN_EQUAL_PROMOTE\x10\x01\x12\x13\n\x0fWHEN_EQUAL_HOLD\x10\x02\x32\xf2\x04\n\rCanaryService\x12\x63\n\x0cStartRollout\x12(.andon.api.canary.v1.StartRolloutRequest\x1a).andon.api.canary.v1.StartRolloutResponse\x12]\n\nGetRollout\x12&.andon.api.canary.v1.GetRolloutRequest\x1a\'.andon.api.canary.v1.GetRolloutResponse\x12\x65\n\x0cWatchRollout\x12(.andon.api.canary.v1.WatchRolloutRequest\x1a).andon.api.canary.v1.WatchRolloutResponse0\x01\x12i\n\x0ePromoteRollout\x12*.andon.api.canary.v1.PromoteRolloutRequest\x1a+.andon.api.canary.v1.PromoteRolloutResponse\x12\x63\n\x0c\x41\x62ortRollout\x12(.andon.api.canary.v1.AbortRolloutRequest\x1a).andon.api.canary.v1.AbortRolloutResponse\x12\x66\n\rListDecisions\x12).andon.api.canary.v1.ListDecisionsRequest\x1a*.andon.api.canary.v1.ListDecisionsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(andon/api/canary/v1/canary_service.proto\x12\x13\x61ndon.api.canary.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\".\n\x0cGateBoundary\x12\x0c\n\x04gate\x18\x01 \x01(\t\x12\x10\n\x08\x62oundary\x18\x02 \x01(\x01\"\xe9\x03\n\x0bRolloutSpec\x12\x11\n\tcandidate\x18\x01 \x01(\t\x12\x15\n\rstep_percents\x18\x02 \x03(\x05\x12\x36\n\x13least_step_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x38\n\x15longest_step_duration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x0eready_duration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\nwhen_equal\x18\x06 \x01(\x0e\x32\x1e.andon.api.canary.v1.WhenEqual\x12!\n\x14promotion_error_rate\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12 \n\x13rollback_error_rate\x18\x08 \x01(\x01H\x01\x88\x01\x01\x12\x35\n\nboundaries\x18\t \x03(\x0b\x32!.andon.api.canary.v1.GateBoundary\x12\x12\n\nask_people\x18\n \x01(\x08\x12\x16\n\x0eleft_out_gates\x18\x0b \x03(\tB\x17\n\x15_promotion_error_rateB\x16\n\x14_rollback_error_rate\"\xf0\x01\n\x04Gate\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x62oundary\x18\x02 \x01(\x01\x12\x11\n\x04mean\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x11observation_count\x18\x04 \x01(\x03\x12\x31\n\x07verdict\x18\x05 \x01(\x0e\x32 .andon.api.canary.v1.GateVerdict\x12\x1a\n\x12log_evidence_above\x18\x06 \x01(\x01\x12\x1a\n\x12log_evidence_below\x18\x07 \x01(\x01\x12\x11\n\tis_better\x18\x08 \x01(\x08\x12\x13\n\x0bleast_count\x18\t \x01(\x03\x42\x07\n\x05_mean\"\x86\x03\n\x07Rollout\x12\x12\n\nrollout_id\x18\x01 \x01(\t\x12\x11\n\tcandidate\x18\x02 \x01(\t\x12\x0e\n\x06stable\x18\x03 \x01(\t\x12\x30\n\x05phase\x18\x04 \x01(\x0e\x32!.andon.api.canary.v1.RolloutPhase\x12\x12\n\nstep_index\x18\x05 \x01(\x05\x12\x15\n\rstep_percents\x18\x06 \x03(\x05\x12\x16\n\x0e\x63\x61nary_percent\x18\x07 \x01(\x05\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\x16\n\x0estatus_message\x18\t \x01(\t\x12(\n\x05gates\x18\n \x03(\x0b\x32\x19.andon.api.canary.v1.Gate\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nphase_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1c\n\x14promotion_error_rate\x18\r \x01(\x01\"}\n\x0bGateNumbers\x12>\n\x07numbers\x18\x01 \x03(\x0b\x32-.andon.api.canary.v1.GateNumbers.NumbersEntry\x1a.\n\x0cNumbersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xbe\x02\n\x08\x44\x65\x63ision\x12\x12\n\nrollout_id\x18\x01 \x01(\t\x12\x31\n\rdecision_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x05phase\x18\x03 \x01(\x0e\x32!.andon.api.canary.v1.RolloutPhase\x12\x12\n\nstep_index\x18\x04 \x01(\x05\x12\x0c\n\x04kind\x18\x05 \x01(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x37\n\x05gates\x18\x07 \x03(\x0b\x32(.andon.api.canary.v1.Decision.GatesEntry\x1aN\n\nGatesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12/\n\x05value\x18\x02 \x01(\x0b\x32 .andon.api.canary.v1.GateNumbers:\x02\x38\x01\"Y\n\x13StartRolloutRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12.\n\x04spec\x18\x02 \x01(\x0b\x32 .andon.api.canary.v1.RolloutSpec\"E\n\x14StartRolloutResponse\x12-\n\x07rollout\x18\x01 \x01(\x0b\x32\x1c.andon.api.canary.v1.Rollout\"\x13\n\x11GetRolloutRequest\"C\n\x12GetRolloutResponse\x12-\n\x07rollout\x18\x01 \x01(\x0b\x32\x1c.andon.api.canary.v1.Rollout\"\x15\n\x13WatchRolloutRequest\"E\n\x14WatchRolloutResponse\x12-\n\x07rollout\x18\x01 \x01(\x0b\x32\x1c.andon.api.canary.v1.Rollout\"6\n\x15PromoteRolloutRequest\x12\r\n\x05\x61\x63tor\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"G\n\x16PromoteRolloutResponse\x12-\n\x07rollout\x18\x01 \x01(\x0b\x32\x1c.andon.api.canary.v1.Rollout\"4\n\x13\x41\x62ortRolloutRequest\x12\r\n\x05\x61\x63tor\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"E\n\x14\x41\x62ortRolloutResponse\x12-\n\x07rollout\x18\x01 \x01(\x0b\x32\x1c.andon.api.canary.v1.Rollout\"=\n\x14ListDecisionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"b\n\x15ListDecisionsResponse\x12\x30\n\tdecisions\x18\x01 \x03(\x0b\x32\x1d.andon.api.canary.v1.Decision\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\xaf\x02\n\x0cRolloutPhase\x12\x1d\n\x19ROLLOUT_PHASE_UNSPECIFIED\x10\x00\x12\x1b\n\x17ROLLOUT_PHASE_DEPLOYING\x10\x01\x12\x1b\n\x17ROLLOUT_PHASE_VERIFYING\x10\x02\x12\x1b\n\x17ROLLOUT_PHASE_OBSERVING\x10\x03\x12\x16\n\x12ROLLOUT_PHASE_HELD\x10\x04\x12\x1b\n\x17ROLLOUT_PHASE_PROMOTING\x10\x05\x12\x1e\n\x1aROLLOUT_PHASE_ROLLING_BACK\x10\x06\x12\x1a\n\x16ROLLOUT_PHASE_PROMOTED\x10\x07\x12\x1d\n\x19ROLLOUT_PHASE_ROLLED_BACK\x10\x08\x12\x19\n\x15ROLLOUT_PHASE_ABORTED\x10\t*\x8e\x01\n\x0bGateVerdict\x12\x1c\n\x18GATE_VERDICT_UNSPECIFIED\x10\x00\x12\x18\n\x14GATE_VERDICT_NO_DATA\x10\x01\x12\x15\n\x11GATE_VERDICT_OPEN\x10\x02\x12\x17\n\x13GATE_VERDICT_PASSED\x10\x03\x12\x17\n\x13GATE_VERDICT_FAILED\x10\x04*T\n\tWhenEqual\x12\x1a\n\x16WHEN_EQUAL_UNSPECIFIED\x10\x00\x12\x16\n\x12WHEN_EQUAL_PROMOTE\x10\x01\x12\x13\n\x0fWHEN_EQUAL_HOLD\x10\x02\x32\xf2\x04\n\rCanaryService\x12\x63\n\x0cStartRollout\x12(.andon.api.canary.v1.StartRolloutRequest\x1a).andon.api.canary.v1.StartRolloutResponse\x12]\n\nGetRollout\x12&.andon.api.canary.v1.GetRolloutRequest\x1a\'.andon.api.canary.v1.GetRolloutResponse\x12\x65\n\x0cWatchRollout\x12(.andon.api.canary.v1.WatchRolloutRequest\x1a).andon.api.canary.v1.WatchRolloutResponse0\x01\x12i\n\x0ePromoteRollout\x12*.andon.api.canary.v1.PromoteRolloutRequest\x1a+.andon.api.canary.v1.PromoteRolloutResponse\x12\x63\n\x0c\x41\x62ortRollout\x12(.andon.api.canary.v1.AbortRolloutRequest\x1a).andon.api.canary.v1.AbortRolloutResponse\x12\x66\n\rListDecisions\x12).andon.api.canary.v1.ListDecisionsRequest\x1a*.andon.api.canary.v1.ListDecisionsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,52 +37,52 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GATENUMBERS_NUMBERSENTRY']._serialized_options = b'8\001'
   _globals['_DECISION_GATESENTRY']._loaded_options = None
   _globals['_DECISION_GATESENTRY']._serialized_options = b'8\001'
-  _globals['_ROLLOUTPHASE']._serialized_start=2443
-  _globals['_ROLLOUTPHASE']._serialized_end=2746
-  _globals['_GATEVERDICT']._serialized_start=2749
-  _globals['_GATEVERDICT']._serialized_end=2891
-  _globals['_WHENEQUAL']._serialized_start=2893
-  _globals['_WHENEQUAL']._serialized_end=2977
+  _globals['_ROLLOUTPHASE']._serialized_start=2518
+  _globals['_ROLLOUTPHASE']._serialized_end=2821
+  _globals['_GATEVERDICT']._serialized_start=2824
+  _globals['_GATEVERDICT']._serialized_end=2966
+  _globals['_WHENEQUAL']._serialized_start=2968
+  _globals['_WHENEQUAL']._serialized_end=3052
   _globals['_GATEBOUNDARY']._serialized_start=130
   _globals['_GATEBOUNDARY']._serialized_end=176
   _globals['_ROLLOUTSPEC']._serialized_start=179
-  _globals['_ROLLOUTSPEC']._serialized_end=644
-  _globals['_GATE']._serialized_start=647
-  _globals['_GATE']._serialized_end=866
-  _globals['_ROLLOUT']._serialized_start=869
-  _globals['_ROLLOUT']._serialized_end=1229
-  _globals['_GATENUMBERS']._serialized_start=1231
-  _globals['_GATENUMBERS']._serialized_end=1356
-  _globals['_GATENUMBERS_NUMBERSENTRY']._serialized_start=1310
-  _globals['_GATENUMBERS_NUMBERSENTRY']._serialized_end=1356
-  _globals['_DECISION']._serialized_start=1359
-  _globals['_DECISION']._serialized_end=1677
-  _globals['_DECISION_GATESENTRY']._serialized_start=1599
-  _globals['_DECISION_GATESENTRY']._serialized_end=1677
-  _globals['_STARTROLLOUTREQUEST']._serialized_start=1679
-  _globals['_STARTROLLOUTREQUEST']._serialized_end=1768
-  _globals['_STARTROLLOUTRESPONSE']._serialized_start=1770
-  _globals['_STARTROLLOUTRESPONSE']._serialized_end=1839
-  _globals['_GETROLLOUTREQUEST']._serialized_start=1841
-  _globals['_GETROLLOUTREQUEST']._serialized_end=1860
-  _globals['_GETROLLOUTRESPONSE']._serialized_start=1862
-  _globals['_GETROLLOUTRESPONSE']._serialized_end=1929
-  _globals['_WATCHROLLOUTREQUEST']._serialized_start=1931
-  _globals['_WATCHROLLOUTREQUEST']._serialized_end=1952
-  _globals['_WATCHROLLOUTRESPONSE']._serialized_start=1954
-  _globals['_WATCHROLLOUTRESPONSE']._serialized_end=2023
-  _globals['_PROMOTEROLLOUTREQUEST']._serialized_start=2025
-  _globals['_PROMOTEROLLOUTREQUEST']._serialized_end=2079
-  _globals['_PROMOTEROLLOUTRESPONSE']._serialized_start=2081
-  _globals['_PROMOTEROLLOUTRESPONSE']._serialized_end=2152
-  _globals['_ABORTROLLOUTREQUEST']._serialized_start=2154
-  _globals['_ABORTROLLOUTREQUEST']._serialized_end=2206
-  _globals['_ABORTROLLOUTRESPONSE']._serialized_start=2208
-  _globals['_ABORTROLLOUTRESPONSE']._serialized_end=2277
-  _globals['_LISTDECISIONSREQUEST']._serialized_start=2279
-  _globals['_LISTDECISIONSREQUEST']._serialized_end=2340
-  _globals['_LISTDECISIONSRESPONSE']._serialized_start=2342
-  _globals['_LISTDECISIONSRESPONSE']._serialized_end=2440
-  _globals['_CANARYSERVICE']._serialized_start=2980
-  _globals['_CANARYSERVICE']._serialized_end=3606
+  _globals['_ROLLOUTSPEC']._serialized_end=668
+  _globals['_GATE']._serialized_start=671
+  _globals['_GATE']._serialized_end=911
+  _globals['_ROLLOUT']._serialized_start=914
+  _globals['_ROLLOUT']._serialized_end=1304
+  _globals['_GATENUMBERS']._serialized_start=1306
+  _globals['_GATENUMBERS']._serialized_end=1431
+  _globals['_GATENUMBERS_NUMBERSENTRY']._serialized_start=1385
+  _globals['_GATENUMBERS_NUMBERSENTRY']._serialized_end=1431
+  _globals['_DECISION']._serialized_start=1434
+  _globals['_DECISION']._serialized_end=1752
+  _globals['_DECISION_GATESENTRY']._serialized_start=1674
+  _globals['_DECISION_GATESENTRY']._serialized_end=1752
+  _globals['_STARTROLLOUTREQUEST']._serialized_start=1754
+  _globals['_STARTROLLOUTREQUEST']._serialized_end=1843
+  _globals['_STARTROLLOUTRESPONSE']._serialized_start=1845
+  _globals['_STARTROLLOUTRESPONSE']._serialized_end=1914
+  _globals['_GETROLLOUTREQUEST']._serialized_start=1916
+  _globals['_GETROLLOUTREQUEST']._serialized_end=1935
+  _globals['_GETROLLOUTRESPONSE']._serialized_start=1937
+  _globals['_GETROLLOUTRESPONSE']._serialized_end=2004
+  _globals['_WATCHROLLOUTREQUEST']._serialized_start=2006
+  _globals['_WATCHROLLOUTREQUEST']._serialized_end=2027
+  _globals['_WATCHROLLOUTRESPONSE']._serialized_start=2029
+  _globals['_WATCHROLLOUTRESPONSE']._serialized_end=2098
+  _globals['_PROMOTEROLLOUTREQUEST']._serialized_start=2100
+  _globals['_PROMOTEROLLOUTREQUEST']._serialized_end=2154
+  _globals['_PROMOTEROLLOUTRESPONSE']._serialized_start=2156
+  _globals['_PROMOTEROLLOUTRESPONSE']._serialized_end=2227
+  _globals['_ABORTROLLOUTREQUEST']._serialized_start=2229
+  _globals['_ABORTROLLOUTREQUEST']._serialized_end=2281
+  _globals['_ABORTROLLOUTRESPONSE']._serialized_start=2283
+  _globals['_ABORTROLLOUTRESPONSE']._serialized_end=2352
+  _globals['_LISTDECISIONSREQUEST']._serialized_start=2354
+  _globals['_LISTDECISIONSREQUEST']._serialized_end=2415
+  _globals['_LISTDECISIONSRESPONSE']._serialized_start=2417
+  _globals['_LISTDECISIONSRESPONSE']._serialized_end=2515
+  _globals['_CANARYSERVICE']._serialized_start=3055
+  _globals['_CANARYSERVICE']._serialized_end=3681
 # @@protoc_insertion_point(module_scope)

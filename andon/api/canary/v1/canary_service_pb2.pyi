@@ -169,6 +169,7 @@ class RolloutSpec(_message.Message):
     ROLLBACK_ERROR_RATE_FIELD_NUMBER: _builtins.int
     BOUNDARIES_FIELD_NUMBER: _builtins.int
     ASK_PEOPLE_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_GATES_FIELD_NUMBER: _builtins.int
     candidate: _builtins.str
     """The version to ship: "policy/12", or an alias of it such as
     "policy@latest", which is resolved once.
@@ -205,6 +206,10 @@ class RolloutSpec(_message.Message):
     def boundaries(self) -> _containers.RepeatedCompositeFieldContainer[Global___GateBoundary]:
         """Boundaries that differ from the defaults."""
 
+    @_builtins.property
+    def left_out_gates(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Gates that are not used, by name."""
+
     def __init__(
         self,
         *,
@@ -218,10 +223,11 @@ class RolloutSpec(_message.Message):
         rollback_error_rate: _builtins.float | None = ...,
         boundaries: _abc.Iterable[Global___GateBoundary] | None = ...,
         ask_people: _builtins.bool = ...,
+        left_out_gates: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_promotion_error_rate", b"_promotion_error_rate", "_rollback_error_rate", b"_rollback_error_rate", "least_step_duration", b"least_step_duration", "longest_step_duration", b"longest_step_duration", "promotion_error_rate", b"promotion_error_rate", "ready_duration", b"ready_duration", "rollback_error_rate", b"rollback_error_rate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_promotion_error_rate", b"_promotion_error_rate", "_rollback_error_rate", b"_rollback_error_rate", "ask_people", b"ask_people", "boundaries", b"boundaries", "candidate", b"candidate", "least_step_duration", b"least_step_duration", "longest_step_duration", b"longest_step_duration", "promotion_error_rate", b"promotion_error_rate", "ready_duration", b"ready_duration", "rollback_error_rate", b"rollback_error_rate", "step_percents", b"step_percents", "when_equal", b"when_equal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_promotion_error_rate", b"_promotion_error_rate", "_rollback_error_rate", b"_rollback_error_rate", "ask_people", b"ask_people", "boundaries", b"boundaries", "candidate", b"candidate", "least_step_duration", b"least_step_duration", "left_out_gates", b"left_out_gates", "longest_step_duration", b"longest_step_duration", "promotion_error_rate", b"promotion_error_rate", "ready_duration", b"ready_duration", "rollback_error_rate", b"rollback_error_rate", "step_percents", b"step_percents", "when_equal", b"when_equal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__promotion_error_rate: _TypeAlias = _typing.Literal["promotion_error_rate"]  # noqa: Y015
     _WhichOneofArgType__promotion_error_rate: _TypeAlias = _typing.Literal["_promotion_error_rate", b"_promotion_error_rate"]  # noqa: Y015
@@ -248,6 +254,7 @@ class Gate(_message.Message):
     LOG_EVIDENCE_ABOVE_FIELD_NUMBER: _builtins.int
     LOG_EVIDENCE_BELOW_FIELD_NUMBER: _builtins.int
     IS_BETTER_FIELD_NUMBER: _builtins.int
+    LEAST_COUNT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     boundary: _builtins.float
@@ -264,6 +271,8 @@ class Gate(_message.Message):
     """The same for below."""
     is_better: _builtins.bool
     """Whether the candidate was shown to be better than stable by this gate."""
+    least_count: _builtins.int
+    """Observations below which it shows nothing."""
     def __init__(
         self,
         *,
@@ -275,10 +284,11 @@ class Gate(_message.Message):
         log_evidence_above: _builtins.float = ...,
         log_evidence_below: _builtins.float = ...,
         is_better: _builtins.bool = ...,
+        least_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_mean", b"_mean", "mean", b"mean"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mean", b"_mean", "boundary", b"boundary", "is_better", b"is_better", "log_evidence_above", b"log_evidence_above", "log_evidence_below", b"log_evidence_below", "mean", b"mean", "name", b"name", "observation_count", b"observation_count", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mean", b"_mean", "boundary", b"boundary", "is_better", b"is_better", "least_count", b"least_count", "log_evidence_above", b"log_evidence_above", "log_evidence_below", b"log_evidence_below", "mean", b"mean", "name", b"name", "observation_count", b"observation_count", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__mean: _TypeAlias = _typing.Literal["mean"]  # noqa: Y015
     _WhichOneofArgType__mean: _TypeAlias = _typing.Literal["_mean", b"_mean"]  # noqa: Y015
@@ -304,6 +314,7 @@ class Rollout(_message.Message):
     GATES_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     PHASE_TIME_FIELD_NUMBER: _builtins.int
+    PROMOTION_ERROR_RATE_FIELD_NUMBER: _builtins.int
     rollout_id: _builtins.str
     """Names it."""
     candidate: _builtins.str
@@ -320,6 +331,8 @@ class Rollout(_message.Message):
     """Why it is in this phase, or at this step."""
     status_message: _builtins.str
     """What it waits for there."""
+    promotion_error_rate: _builtins.float
+    """The largest probability of promoting what is as bad as a boundary."""
     @_builtins.property
     def step_percents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """All steps."""
@@ -351,10 +364,11 @@ class Rollout(_message.Message):
         gates: _abc.Iterable[Global___Gate] | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         phase_time: _timestamp_pb2.Timestamp | None = ...,
+        promotion_error_rate: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "phase_time", b"phase_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary_percent", b"canary_percent", "candidate", b"candidate", "create_time", b"create_time", "gates", b"gates", "phase", b"phase", "phase_time", b"phase_time", "reason", b"reason", "rollout_id", b"rollout_id", "stable", b"stable", "status_message", b"status_message", "step_index", b"step_index", "step_percents", b"step_percents"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary_percent", b"canary_percent", "candidate", b"candidate", "create_time", b"create_time", "gates", b"gates", "phase", b"phase", "phase_time", b"phase_time", "promotion_error_rate", b"promotion_error_rate", "reason", b"reason", "rollout_id", b"rollout_id", "stable", b"stable", "status_message", b"status_message", "step_index", b"step_index", "step_percents", b"step_percents"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -85,7 +85,9 @@ class CanaryServiceServicer:
 
         INVALID_ARGUMENT: INVALID_ROLLOUT (the message says what makes no sense),
         INVALID_REQUEST_ID, INVALID_MODEL_NAME. NOT_FOUND: MODEL_NOT_FOUND.
-        FAILED_PRECONDITION: ROLLOUT_IN_PROGRESS, ALREADY_STABLE, NO_PEOPLE.
+        FAILED_PRECONDITION: ROLLOUT_IN_PROGRESS, ALREADY_STABLE, STABLE_UNKNOWN,
+        NOT_A_LANGUAGE_MODEL, NO_PROMPTS, NO_PEOPLE, LINE_STOPPED (the cord or an
+        alert would roll it back at once).
         ALREADY_EXISTS: REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -44,7 +44,9 @@ class CanaryServiceStub:
 
     INVALID_ARGUMENT: INVALID_ROLLOUT (the message says what makes no sense),
     INVALID_REQUEST_ID, INVALID_MODEL_NAME. NOT_FOUND: MODEL_NOT_FOUND.
-    FAILED_PRECONDITION: ROLLOUT_IN_PROGRESS, ALREADY_STABLE, NO_PEOPLE.
+    FAILED_PRECONDITION: ROLLOUT_IN_PROGRESS, ALREADY_STABLE, STABLE_UNKNOWN,
+    NOT_A_LANGUAGE_MODEL, NO_PROMPTS, NO_PEOPLE, LINE_STOPPED (the cord or an
+    alert would roll it back at once).
     ALREADY_EXISTS: REQUEST_ID_REUSED.
     """
     GetRollout: _grpc.UnaryUnaryMultiCallable[_canary_service_pb2.GetRolloutRequest, _canary_service_pb2.GetRolloutResponse]
@@ -87,7 +89,9 @@ class CanaryServiceAsyncStub(CanaryServiceStub):
 
     INVALID_ARGUMENT: INVALID_ROLLOUT (the message says what makes no sense),
     INVALID_REQUEST_ID, INVALID_MODEL_NAME. NOT_FOUND: MODEL_NOT_FOUND.
-    FAILED_PRECONDITION: ROLLOUT_IN_PROGRESS, ALREADY_STABLE, NO_PEOPLE.
+    FAILED_PRECONDITION: ROLLOUT_IN_PROGRESS, ALREADY_STABLE, STABLE_UNKNOWN,
+    NOT_A_LANGUAGE_MODEL, NO_PROMPTS, NO_PEOPLE, LINE_STOPPED (the cord or an
+    alert would roll it back at once).
     ALREADY_EXISTS: REQUEST_ID_REUSED.
     """
     GetRollout: _aio.UnaryUnaryMultiCallable[_canary_service_pb2.GetRolloutRequest, _canary_service_pb2.GetRolloutResponse]  # type: ignore[assignment]
@@ -133,7 +137,9 @@ class CanaryServiceServicer(metaclass=_abc_1.ABCMeta):
 
         INVALID_ARGUMENT: INVALID_ROLLOUT (the message says what makes no sense),
         INVALID_REQUEST_ID, INVALID_MODEL_NAME. NOT_FOUND: MODEL_NOT_FOUND.
-        FAILED_PRECONDITION: ROLLOUT_IN_PROGRESS, ALREADY_STABLE, NO_PEOPLE.
+        FAILED_PRECONDITION: ROLLOUT_IN_PROGRESS, ALREADY_STABLE, STABLE_UNKNOWN,
+        NOT_A_LANGUAGE_MODEL, NO_PROMPTS, NO_PEOPLE, LINE_STOPPED (the cord or an
+        alert would roll it back at once).
         ALREADY_EXISTS: REQUEST_ID_REUSED.
         """
 

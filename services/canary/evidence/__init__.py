@@ -1,0 +1,1 @@
+"""What a rollout is decided on: samples of both sides, their judges, real callers' fates, and people."""
