@@ -21,10 +21,12 @@ ENDPOINTS_FILE = "endpoints.json"
 # In the order in which they are started; the trainer calls all others.
 SERVICES = ("labeling", "reference", "reward", "policy", "trainer")
 
-# What `andon up --canary` runs besides: a second policy process and the proxy that splits the traffic.
+# What `andon up --canary` runs besides: a second policy process, the proxy that splits the traffic, and the
+# controller that moves the split.
 POLICY_CANARY = "policy-canary"
 ENVOY = "envoy"
-CANARY_PARTS = (POLICY_CANARY, ENVOY)
+CANARY = "canary"
+CANARY_PARTS = (POLICY_CANARY, ENVOY, CANARY)
 
 DEFAULT_GRPC_PORTS: Mapping[str, int] = {
     "policy": 50051,
@@ -32,6 +34,7 @@ DEFAULT_GRPC_PORTS: Mapping[str, int] = {
     "reward": 50053,
     "labeling": 50054,
     "trainer": 50055,
+    CANARY: 50056,
     ENVOY: 50050,
     POLICY_CANARY: 50061,
 }
@@ -41,6 +44,7 @@ DEFAULT_METRICS_PORTS: Mapping[str, int] = {
     "reward": 9103,
     "labeling": 9104,
     "trainer": 9105,
+    CANARY: 9106,
     ENVOY: 9100,
     POLICY_CANARY: 9111,
 }

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from andon.cli.endpoints import SERVICES
+from andon.cli.endpoints import CANARY, SERVICES
 from andon.errors import InvalidArgumentError
 
 # What a YAML file holds: nested dicts, lists, numbers and text.
@@ -63,12 +63,17 @@ def apply_assignments(settings: Settings, assignments: Sequence[str]) -> Setting
     return merged
 
 
-def write_service_configs(settings: Settings, home: Path) -> dict[str, Path]:
-    """One file per section, where the services can read them; returns them by service."""
-    unknown = sorted(set(settings) - set(SERVICES))
+def write_service_configs(settings: Settings, home: Path, *, canary: bool = False) -> dict[str, Path]:
+    """One file per section, where the services can read them; returns them by service.
+
+    ``canary`` says whether the canary's controller is among the services.
+    """
+    known = {*SERVICES, CANARY} if canary else set(SERVICES)
+    unknown = sorted(set(settings) - known)
     if unknown:
+        hint = "; it needs --canary" if unknown[0] == CANARY else ""
         raise InvalidArgumentError(
-            f"unknown section {unknown[0]!r}; the services are {', '.join(sorted(SERVICES))}",
+            f"unknown section {unknown[0]!r}{hint}; the services are {', '.join(sorted(known))}",
             reason="INVALID_FILE",
         )
     files: dict[str, Path] = {}

@@ -3,8 +3,9 @@
 ``andon up`` and ``andon demo`` run a ``Supervisor``: it starts ``python -m services.<name>`` for each service
 in a process group of its own, waits until all are healthy, records their addresses, starts a dead one again
 on the same ports, and on the way out lets them drain, the trainer first so that it can save. With
-``andon up --canary`` a second policy process and Envoy are among them. It imports no service and speaks only
-the health protocol with them. One home is supervised by one process, which a lock on the home ensures.
+``andon up --canary`` a second policy process, Envoy and the canary's controller are among them. It imports no
+service and speaks only the health protocol with them. One home is supervised by one process, which a lock on
+the home ensures.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from types import TracebackType
 from typing import IO, Self
 
 from andon.cli.endpoints import (
+    CANARY,
     CANARY_PARTS,
     DEFAULT_GRPC_PORTS,
     DEFAULT_METRICS_PORTS,
@@ -35,11 +37,11 @@ from andon.cli.endpoints import (
     remove_endpoints,
     write_endpoints,
 )
-from andon.cli.envoy_process import prepare_envoy
+from andon.cli.envoy_process import envoy_folder, prepare_envoy
 from andon.cli.local_encryption import check_encryption
 from andon.cli.orphans import StartedProcess, end_orphans, forget_processes, note_processes
 from andon.cli.scrape_targets import remove_scrape_targets, write_scrape_targets
-from andon.cli.tokens import TRAINER_VARIABLE, LocalTokens, make_tokens, tokens_path
+from andon.cli.tokens import CANARY_VARIABLE, TRAINER_VARIABLE, LocalTokens, make_tokens, tokens_path
 from andon.client.health import Health, check_health
 from andon.errors import FailedPreconditionError, UnavailableError
 
@@ -237,9 +239,10 @@ class Supervisor:
         if self._home_lock is not None:
             remove_endpoints(self.home)
             remove_scrape_targets(self.home)
-        # The trainer first: it saves a checkpoint, and until then it needs the others.
-        self._terminate(["trainer"], TRAINER_DRAIN_S)
-        self._terminate([service for service in self._children if service != "trainer"], DRAIN_S)
+        # The trainer first: it saves a checkpoint, and until then it needs the others. The canary's
+        # controller too: it would take a policy that ends for a bad one.
+        self._terminate(["trainer", CANARY], TRAINER_DRAIN_S)
+        self._terminate(list(self._children), DRAIN_S)
         if self._home_lock is not None:
             forget_processes(self.home)
             self._home_lock.close()
@@ -312,6 +315,8 @@ class Supervisor:
         }
         if child.service == "trainer":
             environment[TRAINER_VARIABLE] = self.tokens.service
+        if child.service == CANARY:
+            environment[CANARY_VARIABLE] = self.tokens.service
         command = child.fixed_command or self._command(child.service, self._flags(child))
         with self.log_path(child.service).open("ab") as log:
             child.process = subprocess.Popen(
@@ -357,6 +362,14 @@ class Supervisor:
         if child.service == "trainer":
             arguments["runs"] = str(self.home / "runs")
             arguments["policy-targets"] = json.dumps([self.targets["policy"]])
+        if child.service == CANARY:
+            for side, service in (("stable", "policy"), ("canary", POLICY_CANARY)):
+                arguments[f"{side}-targets"] = json.dumps([self.targets[service]])
+                arguments[f"{side}-metrics-urls"] = json.dumps([self.ports[service].metrics_url])
+            arguments["platform"] = "static"
+            arguments["routes-folder"] = str(envoy_folder(self.home))
+            arguments["record-folder"] = str(self.home / "rollouts")
+        if child.service in ("trainer", CANARY):
             for other in ("reference", "reward", "labeling"):
                 arguments[f"{other}-target"] = self.targets[other]
         arguments.update(child.arguments)

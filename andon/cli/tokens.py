@@ -2,8 +2,8 @@
 home's own.
 
 ``andon up`` makes ``tokens.json`` in its home once, for its owner's eyes only: "admin" for the commands on
-this machine and "service" for the trainer. The labeling service reads the same file. A token of a home is
-never sent to another machine, and no token ever stands on a command line.
+this machine and "service" for the trainer and the canary's controller. The labeling service reads the same
+file. A token of a home is never sent to another machine, and no token ever stands on a command line.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ TOKENS_FILE = "tokens.json"
 ADMIN = "admin"
 SERVICE = "service"
 TRAINER_VARIABLE = "ANDON_TRAINER_LABELING_TOKEN"
+CANARY_VARIABLE = "ANDON_CANARY_LABELING_TOKEN"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

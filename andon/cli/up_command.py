@@ -64,7 +64,11 @@ def up(
     ] = False,
     canary: Annotated[
         bool,
-        typer.Option("--canary", help="Also run a second policy process, and Envoy to split its traffic."),
+        typer.Option(
+            "--canary",
+            help="Also run what `andon canary` needs: a second policy process, Envoy to split the traffic, "
+            "and the controller. It probes with the prompts that --config names in the section canary.",
+        ),
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -78,7 +82,7 @@ def up(
     settings = {} if config is None else read_settings(config)
     if canary:
         _refuse_encrypted_policy(settings)
-    config_files = write_service_configs(settings, folder) if settings else {}
+    config_files = write_service_configs(settings, folder, canary=canary) if settings else {}
 
     def tell(event: ChildEvent) -> None:
         console.print(f"[yellow]{event.service}[/] {event.message}")

@@ -15,7 +15,7 @@ import grpc
 import pytest
 
 from andon.api.policy.v1 import policy_service_pb2, policy_service_pb2_grpc
-from andon.cli.endpoints import CANARY_PARTS, ENVOY, POLICY_CANARY, SERVICES, read_endpoints
+from andon.cli.endpoints import CANARY, CANARY_PARTS, ENVOY, POLICY_CANARY, SERVICES, read_endpoints
 from andon.cli.envoy_process import envoy_folder
 from andon.cli.orphans import end_orphans
 from andon.cli.supervisor import ChildEvent, Supervisor, free_ports, service_command
@@ -29,7 +29,7 @@ TIMEOUT_S = 60
 # Answers Sample with its own port as seed.
 SERVICE_PROGRAM = textwrap.dedent(
     """
-    import signal, sys, threading
+    import os, signal, sys, threading
     from concurrent.futures import ThreadPoolExecutor
     import grpc
     from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -37,6 +37,7 @@ SERVICE_PROGRAM = textwrap.dedent(
 
     flags = dict(zip(sys.argv[2::2], sys.argv[3::2]))
     print("flags", flags, flush=True)
+    print("token", os.environ.get("ANDON_CANARY_LABELING_TOKEN"), flush=True)
 
     class Policy(pb_grpc.PolicyServiceServicer):
         def Sample(self, request, context):
@@ -107,6 +108,18 @@ def test_both_sides_are_behind_one_port_and_all_goes_down_together(make):
     trainer = supervisor.log_path("trainer").read_text()
     assert json.dumps([supervisor.targets["policy"]]) in trainer
     assert supervisor.targets[POLICY_CANARY] not in trainer
+    controller = supervisor.log_path(CANARY).read_text()
+    for told in (
+        f"'--stable-targets': '[\"{supervisor.targets['policy']}\"]'",
+        f"'--canary-targets': '[\"{supervisor.targets[POLICY_CANARY]}\"]'",
+        f"'--stable-metrics-urls': '[\"{ports['policy'].metrics_url}\"]'",
+        f"'--canary-metrics-urls': '[\"{ports[POLICY_CANARY].metrics_url}\"]'",
+        f"'--routes-folder': '{envoy_folder(supervisor.home)}'",
+        f"'--labeling-target': '{supervisor.targets['labeling']}'",
+    ):
+        assert told in controller
+    assert supervisor.tokens.service not in controller.splitlines()[0]
+    assert f"token {supervisor.tokens.service}\n" in controller
     with urllib.request.urlopen(ports[ENVOY].metrics_url, timeout=TIMEOUT_S) as page:
         assert b"envoy_cluster_upstream_rq" in page.read()
     supervisor.stop()
@@ -170,6 +183,13 @@ def test_without_envoy_nothing_is_started_and_the_way_out_is_told(make, monkeypa
 
 def test_the_second_policy_process_is_the_policy_service():
     assert service_command(POLICY_CANARY, ["--port", "1"])[1:] == ["-m", "services.policy", "--port", "1"]
+
+
+def test_a_section_for_the_controller_needs_the_controller(tmp_path):
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("canary: {prompts: prompts.jsonl}")
+    with pytest.raises(InvalidArgumentError, match="unknown section 'canary'; it needs --canary"):
+        up(home=tmp_path / "home", config=settings, any_ports=True)
 
 
 def test_a_policy_that_encrypts_is_refused(tmp_path):
