@@ -86,6 +86,9 @@ class InferenceServer(Protocol):
         ...
 
 
+NO_TOKEN = "none"  # what the clients send where there is none; a server that wants none ignores it
+
+
 class TokenFile:
     """A bearer token that is read anew each time, so that it can be changed while the service runs."""
 

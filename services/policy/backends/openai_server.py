@@ -15,6 +15,7 @@ from typing import Any
 import openai
 
 from services.policy.backends.inference_server import (
+    NO_TOKEN,
     SampleOrder,
     ServerModel,
     TokenFile,
@@ -29,7 +30,6 @@ from services.policy.errors import (
 
 NAME = "openai"
 _TOKEN_PREFIX = "token_id:"  # how return_tokens_as_token_ids spells a token
-_NO_TOKEN = "none"  # the client insists on one; a server that wants none ignores it
 
 
 class OpenAIServer:
@@ -44,7 +44,7 @@ class OpenAIServer:
         self._timeout_s = timeout_s
 
         async def api_key() -> str:
-            return token.read() or _NO_TOKEN
+            return token.read() or NO_TOKEN
 
         self._client = openai.AsyncOpenAI(
             base_url=url,

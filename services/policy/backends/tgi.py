@@ -18,6 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError, TextGe
 from transformers import PreTrainedTokenizerBase
 
 from services.policy.backends.inference_server import (
+    NO_TOKEN,
     SampleOrder,
     ServerModel,
     TokenFile,
@@ -125,18 +126,18 @@ class TgiServer:
         return ids
 
     def _current_client(self) -> AsyncInferenceClient:
-        token = self._token.read()
+        token = self._token.read() or NO_TOKEN
         if self._client is None or token != self._client_token:
             if self._client is not None:
                 self._replaced.append(self._client)
             set_async_client_factory(_new_http_client)
-            # An empty token and an empty header, for without them the library sends the Hugging Face token
-            # that it finds in the environment.
+            # Without a token of ours the library would send the Hugging Face token that it finds in the
+            # environment.
             self._client = AsyncInferenceClient(
                 provider="hf-inference",
                 token=token,
                 timeout=self._timeout_s,
-                headers={"authorization": f"Bearer {token}" if token else ""},
+                headers={"authorization": f"Bearer {token}"},
             )
             self._client_token = token
         return self._client
@@ -156,12 +157,13 @@ class TgiServer:
                 prompt_token_ids=(
                     tuple(int(token.id) for token in details.prefill) if asked_details else None
                 ),
+                # Lists in lists are not parsed by the library: these tokens are dicts.
                 top_logprobs=tuple(
-                    {int(token.id): _number(token.logprob) for token in tokens_of_place}
+                    {int(token["id"]): _number(token["logprob"]) for token in tokens_of_place}
                     for tokens_of_place in (details.top_tokens or [])
                 ),
             )
-        except (AttributeError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise self._invalid(f"its details are not of the known form: {error}") from error
 
     def _invalid(self, problem: str) -> BackendAnswerInvalidError:
@@ -184,7 +186,7 @@ class TgiServer:
             ) from error
         except httpx2.HTTPError as error:
             raise BackendUnavailableError(backend=NAME, problem=type(error).__name__) from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             # The library parses without checking, and fails on what it does not expect in many ways.
             raise self._invalid(f"it cannot be read: {type(error).__name__}") from error
 
