@@ -229,6 +229,11 @@ class PolicyClient(ServiceConnection):
         )
         return model_info_from_proto(answer.info)
 
+    def takes_weights(self, *, timeout_s: float = 30.0) -> bool:
+        """Whether its backend can be given new weights in place, as a trainer needs."""
+        answer = self.unary(self._stub.GetModelInfo, policy_pb2.GetModelInfoRequest(), timeout_s=timeout_s)
+        return answer.capabilities.takes_weights
+
 
 def _parameters_to_proto(parameters: SamplingParameters) -> policy_pb2.SamplingParameters:
     return policy_pb2.SamplingParameters(

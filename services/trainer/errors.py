@@ -15,7 +15,8 @@ AndonError
 │   ├── RunNotActiveError          only an active run can be paused
 │   ├── RunNotResumableError       it has ended for good, or the cord holds it
 │   ├── RunAlreadyEndedError
-│   └── TokenizerMismatchError     two services do not mean the same by a token id
+│   ├── TokenizerMismatchError     two services do not mean the same by a token id
+│   └── SamplerTakesNoWeightsError a sampler whose backend cannot follow a policy that learns
 ├── UnavailableError
 │   ├── PeerLostError              a service did not come back in time
 │   ├── RankLostError              a process of this trainer is gone or silent
@@ -219,6 +220,17 @@ class WeightsNotAcknowledgedError(InternalError):
             peer=peer,
             expected=expected,
             actual=actual,
+        )
+
+
+class SamplerTakesNoWeightsError(FailedPreconditionError):
+    """A sampler whose backend serves a model of its own cannot follow a policy that learns."""
+
+    def __init__(self, *, peer: str) -> None:
+        super().__init__(
+            f"the backend of the {peer} cannot be given new weights; PPO needs the built-in engine",
+            reason="SAMPLER_TAKES_NO_WEIGHTS",
+            peer=peer,
         )
 
 

@@ -18,7 +18,7 @@ from andon.client.values import ModelInfo
 from andon.errors import AndonError, FailedPreconditionError
 from andon.modeling.versions import ModelVersion
 from andon.modeling.weight_codec import encode_weights, weights_sha256
-from services.trainer.errors import WeightsNotAcknowledgedError
+from services.trainer.errors import SamplerTakesNoWeightsError, WeightsNotAcknowledgedError
 from services.trainer.peers import Peers
 from services.trainer.scorers import loadable_name
 from services.trainer.stages.context import StageState
@@ -62,6 +62,10 @@ class WeightPublisher:
         """The current version's weights; None while it is the model that the run began with."""
         return self._weights
 
+    def check_replicas(self, *, state: Callable[[], StageState]) -> None:
+        """Raises SamplerTakesNoWeightsError for a replica whose backend cannot be given new weights."""
+        self._peers.together([partial(self._check, replica) for replica in self._replicas], state=state)
+
     def roll_back(self) -> None:
         """Have the replicas serve ``policy@stable``. One that cannot keeps what it serves, and is logged."""
         for replica in self._replicas:
@@ -94,6 +98,13 @@ class WeightPublisher:
             _log.warning("replica_needs_initial_model", target=replica.target, reason=error.reason)
             self._load_initial(replica)
             self._send(replica, self._weights)
+
+    def _check(self, replica: PolicyClient) -> None:
+        peer = f"policy at {replica.target}"
+        # One that was started without a model is given it here: it says nothing of itself before.
+        restore = partial(self._load_initial, replica)
+        if not self._peers.patiently(peer, replica.takes_weights, restore=restore):
+            raise SamplerTakesNoWeightsError(peer=peer)
 
     def _publish_to(self, replica: PolicyClient) -> ModelInfo:
         def publish_and_describe() -> ModelInfo:

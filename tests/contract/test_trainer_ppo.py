@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
@@ -12,6 +13,7 @@ from andon.client.policy import PolicyClient
 from andon.client.trainer import Progress, Run, RunState, TrainerClient
 from andon.modeling.text import word_level_codec
 from andon.modeling.versions import ModelVersion
+from services.policy.backends.builtin import BuiltinBackend
 from services.policy.config import PolicyConfig
 from services.policy.service import PolicyService
 from services.reference.config import ReferenceConfig
@@ -117,6 +119,21 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(world: World)
             del report["policy_version"]
     assert runs[0] == runs[1]
     assert runs[0] != runs[2]
+
+
+def test_a_sampler_that_takes_no_weights_is_refused_before_the_first_update(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fixed = replace(BuiltinBackend.capabilities, takes_weights=False)
+    monkeypatch.setattr(BuiltinBackend, "capabilities", fixed)
+    world.serve_models()
+    client = world.serve_trainer()
+    run = client.start_run("ppo", world.config())
+    events = list(client.watch_run(run.run_id, stream_timeout_s=TIMEOUT_S))
+    ended = client.get(run.run_id)
+    assert ended.state is RunState.FAILED
+    assert ended.status_message.startswith("SAMPLER_TAKES_NO_WEIGHTS: ")
+    assert (numbers(events), published(events, stored=False)) == ({}, [])
 
 
 @pytest.mark.parametrize("which", ["policy", "reference", "reward"])

@@ -245,6 +245,7 @@ class PpoStage:
         """Have all services use the right models and mean the same by a token id; then ask the guards."""
         calls: list[Callable[[], ModelInfo]] = [self._scorers.reference_ready, self._scorers.reward_ready]
         reference, reward = self._peers.together(calls, state=self._state)
+        self._publisher.check_replicas(state=self._state)
         replicas = self._publisher.publish(state=self._state)
         longest = max(map(len, self._prompts.prompts)) + self._config.max_new_tokens
         named = [("reference", reference), ("reward model", reward), *(("policy", info) for info in replicas)]
