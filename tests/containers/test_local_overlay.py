@@ -148,6 +148,14 @@ def test_images_hold_no_tools_and_say_what_they_hold(overlay: Overlay) -> None:
         assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
 
 
+def test_the_canary_controller_needs_nothing_that_its_image_lacks(overlay: Overlay) -> None:
+    """It runs only beside a route, so not in this overlay: here it says what it can be told."""
+    image = overlay.pods["andon-labeling-0"].image
+    assert "--metrics-port" in podman(
+        "run", "--rm", "--pull=never", "--read-only", image, "services.canary", "--help"
+    )
+
+
 def test_the_loop_passes_and_survives_two_kills(overlay: Overlay) -> None:
     data = overlay.store / "data"
     data.mkdir(exist_ok=True)
