@@ -2,8 +2,8 @@
 
 ``policy/1`` is stable and the reference. A linear fit says which words its reward model likes; the better
 candidate writes these somewhat more often, the sign-flipped one somewhat less, the over-optimised one hardly
-anything else. The equal one differs by a little noise. No model ever ends a response before its last token,
-so all have the same length.
+anything else. The equal one differs by a little noise. All write nothing but words, and so responses of the same
+length.
 """
 
 import random
@@ -53,9 +53,9 @@ def make_store(root: Path) -> ModelStore:
 def _make_store(store: ModelStore) -> ModelStore:
     codec = word_level_codec(WORDS, max_document_tokens=8)
     stable = new_causal_lm(ARCHITECTURE, codec, seed=1)
-    endless = torch.zeros(stable.config.vocab_size)
-    endless[[codec.eos_token_id, codec.pad_token_id]] = -12.0
-    shift_logits(stable, endless)
+    only_words = torch.full((stable.config.vocab_size,), -12.0)
+    only_words[codec.encode_summary(" ".join(WORDS))[: len(WORDS)]] = 0.0
+    shift_logits(stable, only_words)
     publish(store, "sft", stable, codec)
     publish(store, "policy", stable, codec)
 
