@@ -23,6 +23,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from andon.observability.exporter import register_process_metrics
 from andon.rpc.metrics import CallMetrics, TlsMetrics
+from services.canary.metrics import CanaryMetrics
 from services.labeling.metrics import LabelingMetrics
 from services.labeling.web.metrics import SiteMetrics
 from services.policy.metrics import PolicyMetrics
@@ -40,6 +41,7 @@ SERVICES: Mapping[str, tuple[Callable[[CollectorRegistry], object], ...]] = {
     "reward": (RewardMetrics,),
     "labeling": (LabelingMetrics, SiteMetrics),
     "trainer": (TrainerMetrics,),
+    "canary": (CanaryMetrics,),
 }
 
 # What the stages beside PPO report. PPO's numbers are documented where a run is described.

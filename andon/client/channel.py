@@ -32,6 +32,7 @@ class ChannelOptions:
     initial_backoff_s: float = 0.2  # before the second attempt, times a random factor
     max_backoff_s: float = 3.0
     reconnect_backoff_s: float = 1.0  # at most so long between two attempts to connect
+    tls_server_name: str | None = None  # that the peer's certificate must have, where it is not the target's
 
 
 def service_config(service_name: str, options: ChannelOptions) -> str:
@@ -74,6 +75,11 @@ def open_channel(target: str, *, service_name: str, options: ChannelOptions | No
             ("grpc.max_reconnect_backoff_ms", round(chosen.reconnect_backoff_s * 1000)),
             ("grpc.enable_retries", 1),
             ("grpc.service_config", service_config(service_name, chosen)),
+            *(
+                []
+                if chosen.tls_server_name is None
+                else [("grpc.ssl_target_name_override", chosen.tls_server_name)]
+            ),
         ],
     )
 

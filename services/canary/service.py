@@ -35,6 +35,7 @@ from services.canary.evidence.people import People, PeopleOptions
 from services.canary.evidence.probes import Prober
 from services.canary.evidence.samplers import Samplers
 from services.canary.keeper import Keeper, Wanted
+from services.canary.kubernetes_cluster import ClusterNames
 from services.canary.kubernetes_platform import KubernetesOptions, open_cluster
 from services.canary.metrics import CanaryMetrics
 from services.canary.platform import Platform, Track
@@ -149,7 +150,11 @@ class CanaryService:
 
     def _open_gatherer(self, prompts: Sequence[str]) -> Gatherer:
         config = self._config
-        samplers = Samplers(timeout_s=config.call_timeout_s)
+        samplers = Samplers(
+            timeout_s=config.call_timeout_s,
+            # Pods are dialled by address; the certificate of either side names stable's Service too.
+            tls_server_name=ClusterNames().stable if config.platform == "kubernetes" else None,
+        )
         self._closing.callback(samplers.close)
         reward = self._closing.enter_context(RewardClient(config.reward_target))
         reference = self._closing.enter_context(ReferenceClient(config.reference_target))

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from andon.client.channel import ChannelOptions
 from andon.client.policy import PolicyClient, PromptSamples, SampleResult, SamplingParameters
 from andon.client.values import ModelInfo
 from andon.errors import AndonError
@@ -32,8 +33,17 @@ class TimedSamples:
 class Samplers:
     """The replicas that were called so far. Any thread may use it."""
 
-    def __init__(self, *, timeout_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """``timeout_s`` is the deadline of one sample."""
+    def __init__(
+        self,
+        *,
+        timeout_s: float,
+        tls_server_name: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``timeout_s`` is the deadline of one sample. ``tls_server_name`` is what certificates of replicas
+        name, where these are dialled by another name or by address.
+        """
+        self._options = ChannelOptions(tls_server_name=tls_server_name)
         self._timeout_s = timeout_s
         self._clock = clock
         self._lock = threading.Lock()
@@ -109,5 +119,5 @@ class Samplers:
     def _client(self, target: str) -> PolicyClient:
         with self._lock:
             if target not in self._clients:
-                self._clients[target] = PolicyClient(target)
+                self._clients[target] = PolicyClient(target, options=self._options)
             return self._clients[target]
