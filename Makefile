@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-slow test-browser test-containers lint format proto docs-metrics deploy-contract deploy-check bench bench-labeling bench-cord bench-guards dashboards clean
+.PHONY: help setup demo test test-unit test-slow test-browser test-containers lint format proto docs-metrics deploy-contract deploy-check bench bench-labeling bench-cord bench-guards bench-canary dashboards clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -88,6 +88,9 @@ bench-cord: setup ## time how soon a pulled cord is heard and training stands st
 
 bench-guards: setup ## plant faults into the built-in loop and count what the guards see (about an hour)
 	$(BIN)/python -m benchmarks.guards
+
+bench-canary: setup ## simulate rollouts of candidates of known quality (25 minutes)
+	$(BIN)/python -m benchmarks.canary
 
 dashboards: setup ## run a loop under a real Prometheus and draw the Grafana dashboards into docs/images
 	ANDON_PICTURES=docs/images $(BIN)/python -m pytest -q -m slow tests/integration/test_dashboards_of_a_run.py
