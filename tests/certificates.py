@@ -37,9 +37,14 @@ class Authority:
         self.pem = certificate.public_bytes(serialization.Encoding.PEM)
 
     def sign(
-        self, name: str, *, begins_in: timedelta = timedelta(days=-2), ends_in: timedelta = timedelta(days=2)
+        self,
+        name: str,
+        *,
+        begins_in: timedelta = timedelta(days=-2),
+        ends_in: timedelta = timedelta(days=2),
+        host: str | None = None,
     ) -> Leaf:
-        """A certificate of ``name``, good between the two times, as seen from now."""
+        """A certificate of ``name``, good between two times as seen from now, for ``host`` alone if given."""
         key = ec.generate_private_key(ec.SECP256R1())
         now = datetime.now(UTC)
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
@@ -47,6 +52,8 @@ class Authority:
             x509.DNSName("localhost"),
             x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
         ]
+        if host is not None:
+            names = [x509.DNSName(host)]
         certificate = (
             _builder(subject, self._name, key, now + begins_in, now + ends_in)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)

@@ -5,6 +5,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -137,6 +138,22 @@ def test_a_certificate_that_has_expired_is_refused(running, client_files, author
         sample(channel)
     assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
     assert served_name(running, client_files) == "server one"
+
+
+def test_a_replica_is_dialled_by_address_under_the_name_of_its_service(
+    serve, server_files, environment, authority
+):
+    server_files.write(authority.sign("server", host="andon-policy"))
+    running = serve(ScriptedService(), config(server_files))
+    for name, is_served in (("andon-policy", True), ("andon-reward", False), (None, False)):
+        options = replace(ONCE, tls_server_name=name)
+        with open_channel(running.target, service_name=POLICY, options=options) as channel:
+            if is_served:
+                assert sample(channel) == 7
+                continue
+            with pytest.raises(grpc.RpcError) as raised:
+                sample(channel)
+            assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
 def test_without_client_authorities_no_certificate_is_asked_for(serve, server_files, environment):

@@ -1,4 +1,4 @@
-"""Who may call which method of policy, reward, reference and trainer, and how often."""
+"""Who may call which method of policy, reward, reference, trainer and canary, and how often."""
 
 import asyncio
 import hashlib
@@ -23,6 +23,8 @@ from andon.errors import (
 )
 from andon.rpc.config import ServerConfig
 from andon.rpc.server import RunningServer, ServerStartError
+from services.canary.config import CanaryConfig
+from services.canary.service import CanaryService
 from services.labeling.config import LabelingConfig
 from services.policy.config import PolicyConfig
 from services.policy.service import PolicyService
@@ -58,6 +60,12 @@ ALLOWED: Mapping[str, set[str]] = {
     "trainer.v1.TrainerService/GetRun": {"researcher", "service"},
     "trainer.v1.TrainerService/ListRuns": {"researcher", "service"},
     "trainer.v1.TrainerService/WatchRun": {"researcher", "service"},
+    "canary.v1.CanaryService/StartRollout": {"researcher"},
+    "canary.v1.CanaryService/PromoteRollout": {"researcher"},
+    "canary.v1.CanaryService/AbortRollout": {"researcher"},
+    "canary.v1.CanaryService/GetRollout": {"researcher", "service"},
+    "canary.v1.CanaryService/WatchRollout": {"researcher", "service"},
+    "canary.v1.CanaryService/ListDecisions": {"researcher", "service"},
 }
 STREAMS_REQUESTS = {"UpdateWeights"}
 
@@ -103,6 +111,10 @@ def start(serve: Serve, name: str, folder: Path, tokens: Path) -> RunningServer:
         case "reference":
             settings = ReferenceConfig(**common)
             return serve(ReferenceService(settings, registry := CollectorRegistry()), settings, registry)
+        case "canary":
+            folders = {"routes_folder": folder / "envoy", "record_folder": folder / "rollouts"}
+            settings = CanaryConfig(**common, **folders, watch_cord=False, labeling_target=None)
+            return serve(CanaryService(settings, registry := CollectorRegistry()), settings, registry)
         case _:
             settings = TrainerConfig(**common, runs=folder / "runs", watch_cord=False)
             return serve(TrainerService(settings, registry := CollectorRegistry()), settings, registry)
@@ -114,7 +126,7 @@ def code_of(channel: grpc.Channel, method: str, metadata: list[tuple[str, str]])
     try:
         if method.rpartition("/")[2] in STREAMS_REQUESTS:
             channel.stream_unary(path)(iter([b""]), timeout=TIMEOUT_S, metadata=metadata)
-        elif method.endswith("WatchRun"):
+        elif method.endswith(("WatchRun", "WatchRollout")):
             list(channel.unary_stream(path)(b"", timeout=TIMEOUT_S, metadata=metadata))
         else:
             channel.unary_unary(path)(b"", timeout=TIMEOUT_S, metadata=metadata)
@@ -123,7 +135,7 @@ def code_of(channel: grpc.Channel, method: str, metadata: list[tuple[str, str]])
     return grpc.StatusCode.OK
 
 
-@pytest.mark.parametrize("service", ["policy", "reward", "reference", "trainer"])
+@pytest.mark.parametrize("service", ["policy", "reward", "reference", "trainer", "canary"])
 def test_each_method_is_open_to_its_roles_and_to_nobody_else(serve, tmp_path, tokens, service):
     running = start(serve, service, tmp_path, tokens)
     methods = {method: roles for method, roles in ALLOWED.items() if method.startswith(service)}
