@@ -52,7 +52,7 @@ def start_envoy(tmp_path: Path) -> Iterator[StartEnvoy]:
 
     def start(stable: int, canary: int, canary_percent: int) -> RunningEnvoy:
         folder = tmp_path / "envoy"
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         running = RunningEnvoy(folder=folder, port=free_port(), admin_port=free_port())
         write_routes(folder, canary_percent)
         bootstrap = write_bootstrap(
