@@ -2,7 +2,7 @@
 
 ``policy/1`` is stable and the reference. A linear fit says which words its reward model likes; the better
 candidate writes these somewhat more often, the sign-flipped one somewhat less, the over-optimised one hardly
-anything else. The equal one differs by a little noise. All write nothing but words, and so responses of the same
+anything else. The equal one differs by a little noise. All write nothing but words, and so responses of one
 length.
 """
 
