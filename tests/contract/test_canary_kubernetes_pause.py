@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.canary_cluster import fill_store
+from tests.cord import wait_until
 from tests.kubernetes_api import FakeKubernetes
 from tests.kubernetes_workloads import ROUTE, Workloads, role_rules
 
@@ -61,9 +62,16 @@ def _says(process: subprocess.Popen[str]) -> str:
     return "nothing more"
 
 
+def _route_callers(api: FakeKubernetes) -> list[str]:
+    """Who changed the route, in order."""
+    done = [call for call, code in list(api.answers) if code == 200 and call.verb == "patch"]
+    return [call.caller for call in done if call.plural == "grpcroutes" and call.name == ROUTE]
+
+
 def test_a_process_that_stood_still_changes_nothing_any_more(api: FakeKubernetes, start: Start) -> None:
     first = start("first")
     assert _says(first) == "leading"
+    wait_until(lambda: _route_callers(api).count("first") > 1)
     second = start("second")
     os.kill(first.pid, signal.SIGSTOP)
     assert _says(second) == "leading"  # after the duration of the lease
@@ -71,9 +79,7 @@ def test_a_process_that_stood_still_changes_nothing_any_more(api: FakeKubernetes
     assert _says(first) == "refused"
     first.wait(30)
 
-    done = [call for call, code in api.answers if code == 200 and call.verb == "patch" and call.name == ROUTE]
-    callers = [call.caller for call in done if call.plural == "grpcroutes"]
-    assert callers.count("first") > 1
+    callers = _route_callers(api)
     change = callers.index("second")
     assert set(callers[:change]) == {"first"}
     assert set(callers[change:]) == {"second"}
