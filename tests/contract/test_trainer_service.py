@@ -310,7 +310,8 @@ def test_a_paused_run_stands_still_until_it_is_resumed(trainer: Trainer) -> None
     assert (paused.state, paused.status_message) == (RunState.PAUSED, "lunch")
     assert client.pause(run.run_id).state is RunState.PAUSED  # once more changes nothing
     assert trainer.gate.turns.qsize() == 2
-    assert client.resume(run.run_id).state is RunState.RUNNING
+    # It may have taken both turns before the answer was written.
+    assert client.resume(run.run_id).state in (RunState.RUNNING, RunState.SUCCEEDED)
     assert sums(finish(client, run, after_sequence=seen)) == [3, 6]
 
 
