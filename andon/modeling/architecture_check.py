@@ -1,8 +1,9 @@
 """Decides whether packed rows pass correctly through a model, by trying it.
 
 Packing rests on three promises of an architecture: tokens are mixed only by its attention, the attention goes
-through the registered function, and places are told by ``position_ids``. Recurrent layers, convolutions over
-time and biases computed from the row break them silently. So each loaded model reads a short row with
+through the registered function, and places are told by ``position_ids``; leaving work of the last layer out
+rests on a fourth, that it uses other tokens for nothing but its attention. Recurrent layers, convolutions
+over time and biases computed from the row break them silently. So each loaded model reads a short row with
 branches, and the same sequences one by one; ``loading`` calls this once per model.
 """
 
@@ -11,8 +12,9 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
-from andon.modeling.attention import Tree, TreeLayout
+from andon.modeling.attention import AttentionLayout
 from andon.modeling.errors import UnsupportedArchitectureError
+from andon.modeling.tree_layout import Tree, TreeLayout
 
 # Above rounding in the type of the weights, below what a wrong neighbour does.
 _RELATIVE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
@@ -31,6 +33,7 @@ def check_architecture(model: PreTrainedModel) -> None:
     model.eval()
     try:
         packed = _hidden(model, ids, [0, 1, 2, 0, 1, 2, 3, 4, 3, 4], trees)
+        read = _hidden(model, ids, [0, 1, 2, 0, 1, 2, 3, 4, 3, 4], trees, read=[4, 5, 9])
         alone = torch.cat(
             [_hidden_alone(model, sequence) for sequence in (first, prompt + left, prompt + right)]
         )
@@ -42,10 +45,15 @@ def check_architecture(model: PreTrainedModel) -> None:
     finally:
         model.train(was_training)
     places = [0, 1, 2, 3, 4, 5, 6, 7, 3, 4, 5, 8, 9]
-    difference = (packed[places] - alone).abs().max().item()
-    if not difference <= _RELATIVE_TOLERANCE[model.dtype] * alone.abs().max().item():
+    tolerance = _RELATIVE_TOLERANCE[model.dtype] * alone.abs().max().item()
+    if not (packed[places] - alone).abs().max().item() <= tolerance:
         raise UnsupportedArchitectureError(
             f"{type(model).__name__} lets sequences of one row influence each other",
+            architecture=type(model).__name__,
+        )
+    if not (read - packed[[4, 5, 9]]).abs().max().item() <= tolerance:
+        raise UnsupportedArchitectureError(
+            f"the last layer of {type(model).__name__} does more with other tokens than attend to them",
             architecture=type(model).__name__,
         )
 
@@ -54,14 +62,24 @@ def _hidden_alone(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
     return _hidden(model, ids, list(range(len(ids))), [Tree(prompt_tokens=len(ids), response_tokens=())])
 
 
-def _hidden(model: PreTrainedModel, ids: list[int], positions: list[int], trees: list[Tree]) -> torch.Tensor:
-    """[N, width] float32."""
+def _hidden(
+    model: PreTrainedModel,
+    ids: list[int],
+    positions: list[int],
+    trees: list[Tree],
+    read: list[int] | None = None,
+) -> torch.Tensor:
+    """[N, width] float32, or [M, width] of the M tokens that are read."""
+    layout: AttentionLayout = TreeLayout(trees, device=model.device)
+    index = torch.arange(len(ids)) if read is None else torch.tensor(read)
+    if read is not None:
+        layout = TreeLayout(trees, device=model.device).reading(index.to(model.device))
     with torch.inference_mode():
         output = model.base_model(
             input_ids=torch.tensor([ids], device=model.device),
             position_ids=torch.tensor([positions], device=model.device),
             use_cache=False,
-            layout=TreeLayout(trees, device=model.device),
+            layout=layout,
         )
     hidden: torch.Tensor = output.last_hidden_state[0].float()
-    return hidden
+    return hidden[index.to(model.device)]

@@ -42,7 +42,7 @@ def response_statistics(
         position_ids=batch.position_ids,
         use_cache=False,
         logits_to_keep=batch.predict_index,
-        layout=batch.layout,
+        layout=batch.layout.reading(batch.predict_index),
     ).logits[0]
     return token_statistics(logits, batch.target_ids, temperature=temperature, entropy=entropy)
 
@@ -77,7 +77,10 @@ def final_scores(scorer: PreTrainedModel, batch: PackedBatch) -> Tensor:
 def _head_outputs(scorer: PreTrainedModel, batch: PackedBatch, index: Tensor) -> Tensor:
     _check_attention(scorer)
     hidden = scorer.base_model(
-        input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, layout=batch.layout
+        input_ids=batch.input_ids,
+        position_ids=batch.position_ids,
+        use_cache=False,
+        layout=batch.layout.reading(index),
     ).last_hidden_state[0]
     scores: Tensor = scorer.score(hidden.index_select(0, index))
     return scores[:, 0].float()

@@ -31,6 +31,8 @@ from andon.errors import FailedPreconditionError, InvalidArgumentError, NotFound
 from andon.modeling.architecture_check import check_architecture
 from andon.modeling.attention import ATTENTION_NAME
 from andon.modeling.errors import UnsupportedArchitectureError
+from andon.modeling.last_layer import compute_what_is_read
+from andon.modeling.linear import use_fast_products
 from andon.modeling.normalization import CONFIG_KEY, NO_NORMALIZATION, Normalization
 from andon.modeling.store import WEIGHTS_NAME
 from andon.modeling.text import TextCodec
@@ -299,6 +301,8 @@ def _quiet() -> Iterator[None]:
 
 def _prepare(model: PreTrainedModel, device: torch.device | str) -> PreTrainedModel:
     _fuse_activations(model)
+    use_fast_products(model)
+    compute_what_is_read(_layers(model)[-1])
     check_architecture(model)
     return model.to(device).eval()
 

@@ -2,7 +2,7 @@
 
 A prompt stands once in the row, its responses behind it; every response continues the prompt as if it stood
 alone, with the same positions. Scorers and training stages call ``plan_batches`` and ``pack``;
-``attention.TreeLayout`` keeps the sequences apart. How the row passes through a model is decided in
+``tree_layout.TreeLayout`` keeps the sequences apart. How the row passes through a model is decided in
 ``forward``.
 """
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from andon.errors import InvalidArgumentError
-from andon.modeling.attention import Tree, TreeLayout
+from andon.modeling.tree_layout import Tree, TreeLayout
 
 
 @dataclass(frozen=True, slots=True)

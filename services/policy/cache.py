@@ -14,13 +14,15 @@ between different prompts are left out.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
+
+from andon.modeling.last_layer import RowSelection
 
 # A cohort is copied together when at least this share of its prompts has finished: seldom enough that copying
 # costs less than reading the finished rows on would.
@@ -59,7 +61,7 @@ class Cohort:
         self.slots = slots
         self.response_capacity = response_capacity
         self.written = 0  # response tokens of each lane in the cache
-        self._device = device
+        self.device = device
         self._prompt_capacity = int(self.prompt_lengths.max())
         self._layers: dict[int, LayerCache] = {}
         self._biases: dict[int | None, Tensor | None] = {}
@@ -185,7 +187,7 @@ class Cohort:
     def _keep_prompts(self, kept: NDArray[np.bool_]) -> None:
         """Copy the rows of the kept prompts together. Columns stay: a cohort's longest prompt may be gone."""
         before = self.num_prompts
-        index = torch.from_numpy(kept.nonzero()[0]).to(self._device)
+        index = torch.from_numpy(kept.nonzero()[0]).to(self.device)
         self.slots = self.slots[kept]
         self.prompt_lengths = self.prompt_lengths[kept]
         for cache in self._layers.values():
@@ -202,8 +204,8 @@ class Cohort:
             self._lane_rows = self._live_lanes = None
             return
         lane_rows = np.where(live, live.cumsum() - 1, 0)
-        self._lane_rows = torch.from_numpy(lane_rows).to(self._device)
-        self._live_lanes = torch.from_numpy(live.nonzero()[0]).to(self._device)
+        self._lane_rows = torch.from_numpy(lane_rows).to(self.device)
+        self._live_lanes = torch.from_numpy(live.nonzero()[0]).to(self.device)
 
     def _make_padding_bias(self) -> Tensor | None:
         """0 where a prompt has a token and in all response columns, minus infinity in padding: [prompts, 1,
@@ -211,12 +213,12 @@ class Cohort:
 
         None when nothing is padded.
         """
-        lengths = torch.from_numpy(self.prompt_lengths).to(self._device)
+        lengths = torch.from_numpy(self.prompt_lengths).to(self.device)
         if int(self.prompt_lengths.min()) == self._prompt_capacity:
             return None
-        columns = torch.arange(self._prompt_capacity + self.response_capacity, device=self._device)
+        columns = torch.arange(self._prompt_capacity + self.response_capacity, device=self.device)
         padding = (columns >= lengths[:, None]) & (columns < self._prompt_capacity)
-        return torch.zeros(padding.shape, device=self._device).masked_fill_(padding, -torch.inf).unsqueeze(1)
+        return torch.zeros(padding.shape, device=self.device).masked_fill_(padding, -torch.inf).unsqueeze(1)
 
     def _bias(self, sliding_window: int | None) -> Tensor | None:
         """What is added to this step's scores, [prompts, 1, columns] float32, or None; the same in many
@@ -231,13 +233,13 @@ class Cohort:
         padding = None if self._padding_bias is None else self._padding_bias[:, :, :end]
         if sliding_window is None or int(self.prompt_lengths.max()) + self.written < sliding_window:
             return padding
-        lengths = torch.from_numpy(self.prompt_lengths).to(self._device)[:, None]
-        columns = torch.arange(end, device=self._device)
+        lengths = torch.from_numpy(self.prompt_lengths).to(self.device)[:, None]
+        columns = torch.arange(end, device=self.device)
         positions = torch.where(
             columns < self._prompt_capacity, columns, columns - self._prompt_capacity + lengths
         )
         too_old = (positions <= lengths + self.written - sliding_window).unsqueeze(1)
-        bias = torch.zeros(too_old.shape, device=self._device) if padding is None else padding
+        bias = torch.zeros(too_old.shape, device=self.device) if padding is None else padding
         return bias.masked_fill(too_old, -torch.inf)
 
 
@@ -250,15 +252,20 @@ class PromptRun:
     length: int
 
 
-@dataclass(slots=True)
 class PrefillLayout:
-    """Attention of packed prompts: each attends causally to itself; keys and values are kept in the
-    cohort.
+    """Attention of packed prompts: each attends causally to itself; keys and values are kept in the cohort.
+
+    A ``ReadingLayout``: of each prompt only the last token's logits are wanted.
     """
 
-    cohort: Cohort
-    runs: Sequence[PromptRun]
-    _band_masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    def __init__(self, *, cohort: Cohort, runs: Sequence[PromptRun]) -> None:
+        """``runs`` in the order of the row."""
+        last_tokens = np.concatenate([[run.length] * run.num_prompts for run in runs]).cumsum() - 1
+        last = torch.from_numpy(last_tokens).to(cohort.device)
+        self.rows = RowSelection.of(last, int(last_tokens[-1]) + 1)
+        self._cohort = cohort
+        self._runs = runs
+        self._band_masks: dict[tuple[int, int], Tensor] = {}
 
     def attend(
         self,
@@ -274,27 +281,60 @@ class PrefillLayout:
         """``query`` [1, heads, tokens, size], the others [1, key_heads, tokens, size]; [1, tokens, heads,
         size].
         """
+        lengths = [run.length for run in self._runs]
+        return self._attend(layer_index, query, key, value, lengths, scaling, sliding_window)
+
+    def attend_read(
+        self,
+        layer_index: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float,
+        sliding_window: int | None,
+        dropout: float,
+    ) -> Tensor:
+        """As ``attend``, with the query of each prompt's last token alone: [1, heads, prompts, size]."""
+        return self._attend(layer_index, query, key, value, [1] * len(self._runs), scaling, sliding_window)
+
+    def _attend(
+        self,
+        layer_index: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        num_queries: Sequence[int],
+        scaling: float,
+        sliding_window: int | None,
+    ) -> Tensor:
+        """``num_queries`` counts, for each run, the queries of a prompt: all its tokens or the last one."""
         outputs = []
-        start = 0
-        for run in self.runs:
-            end = start + run.num_prompts * run.length
-            shape = (-1, run.num_prompts, run.length)
-            queries = query[0, :, start:end].view(*shape, query.shape[3]).transpose(0, 1)
-            keys = key[0, :, start:end].view(*shape, key.shape[3]).transpose(0, 1)
-            values = value[0, :, start:end].view(*shape, value.shape[3]).transpose(0, 1)
-            self.cohort.store_prompts(layer_index, run.first_prompt, keys, values)
+        query_start = start = 0
+        for run, count in zip(self._runs, num_queries, strict=True):
+            query_end, end = query_start + run.num_prompts * count, start + run.num_prompts * run.length
+            queries, keys, values = (
+                rows[0, :, begin:past].view(-1, run.num_prompts, length, rows.shape[3]).transpose(0, 1)
+                for rows, begin, past, length in (
+                    (query, query_start, query_end, count),
+                    (key, start, end, run.length),
+                    (value, start, end, run.length),
+                )
+            )
+            self._cohort.store_prompts(layer_index, run.first_prompt, keys, values)
             banded = sliding_window is not None and sliding_window < run.length
+            mask = self._band_mask(run.length, sliding_window, query.device)[-count:] if banded else None
             attended = functional.scaled_dot_product_attention(
                 queries,
                 keys,
                 values,
-                attn_mask=self._band_mask(run.length, sliding_window, query.device) if banded else None,
-                is_causal=not banded,
+                attn_mask=mask,
+                is_causal=not banded and count > 1,  # the last token sees all of its prompt
                 scale=scaling,
                 enable_gqa=query.shape[1] != key.shape[1],
             )
             outputs.append(attended.transpose(1, 2).flatten(0, 1))
-            start = end
+            query_start, start = query_end, end
         return torch.cat(outputs).unsqueeze(0)
 
     def _band_mask(self, length: int, sliding_window: int | None, device: torch.device) -> Tensor:

@@ -201,12 +201,8 @@ class Engine:
         lengths = cohort.prompt_lengths[first:end]
         tokens = np.concatenate([np.asarray(start.token_ids, dtype=np.int64) for start in starts[first:end]])
         positions = np.concatenate([np.arange(length) for length in lengths])
-        logits = self._forward(
-            tokens,
-            positions,
-            PrefillLayout(cohort=cohort, runs=runs),
-            logits_to_keep=torch.from_numpy(lengths.cumsum() - 1).to(self._device),
-        )
+        layout = PrefillLayout(cohort=cohort, runs=runs)
+        logits = self._forward(tokens, positions, layout, logits_to_keep=layout.rows.read)
         self.work.prefill_tokens += len(tokens)
         if cohort.num_lanes > 1:
             logits = logits.repeat_interleave(cohort.num_lanes, dim=0)

@@ -148,7 +148,10 @@ class SharedValueHead:
     def values(self, batch: PackedBatch) -> Tensor:
         """A pass through the trunk alone."""
         hidden = self._policy.base_model(
-            input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, layout=batch.layout
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            use_cache=False,
+            layout=batch.layout.reading(batch.predict_index),
         ).last_hidden_state
         return self._from_hidden(hidden, batch)
 

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from andon.modeling.attention import Tree, TreeLayout, packed_attention
+from andon.modeling.attention import packed_attention
 from andon.modeling.errors import UnsupportedArchitectureError
+from andon.modeling.tree_layout import Tree, TreeLayout
 
 
 def attention_by_loops(

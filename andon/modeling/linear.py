@@ -1,0 +1,135 @@
+"""Decides which library multiplies the matrices of linear layers on the CPU.
+
+torch leaves float32 products to MKL, which keeps its AVX-512 kernels from processors that are not Intel's: on
+an AMD core with AVX-512 it reaches less than half the rate of oneDNN, which torch also contains. There, and
+only there, linear layers are given to oneDNN: the same products of the same float32 numbers, summed in
+another order. ``loading`` calls ``use_fast_products`` on every model; weights, names and types of modules
+stay what they were to everyone who looks.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers.pytorch_utils import Conv1D
+
+# torch's operator for a oneDNN linear layer is not part of its public interface: used only in this very form.
+_SCHEMA = (
+    "mkldnn::_linear_pointwise(Tensor X, Tensor W, Tensor? B, str attr, Scalar?[] scalars, str? algorithm)"
+    " -> Tensor Y"
+)
+
+
+def use_fast_products(model: nn.Module) -> None:
+    """Let the linear layers of ``model`` multiply with oneDNN where that is known to be faster."""
+    if not has_slow_default():
+        return
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = OneDnnLinear
+        elif type(module) is Conv1D:
+            module.__class__ = OneDnnConv1D
+
+
+@cache
+def has_slow_default() -> bool:
+    """Whether this is a processor with AVX-512 that MKL does not use, and torch has the operator."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
+        return False
+    return _vendor() == "AuthenticAMD" and has_operator()
+
+
+def has_operator() -> bool:
+    """Whether this torch has oneDNN's linear layer in the form that is known here."""
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    return str(torch.ops.mkldnn._linear_pointwise.default._schema) == _SCHEMA
+
+
+class OneDnnLinear(nn.Linear):
+    """A linear layer that multiplies with oneDNN in float32 on the CPU, and as ever otherwise."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
+        """input: [..., in]. Returns [..., out]."""
+        if not _is_fit(input, self.weight):
+            return super().forward(input)
+        return linear(input, self.weight, self.bias)
+
+
+class OneDnnConv1D(Conv1D):  # type: ignore[misc]
+    """GPT-2's linear layer, whose weight is [in, out], in the same way."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., in]. Returns [..., out]."""
+        if not _is_fit(x, self.weight):
+            output: Tensor = super().forward(x)
+            return output
+        return linear(x, self.weight.t(), self.bias)
+
+
+def linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """rows @ weight.T + bias by oneDNN; gradients flow.
+
+    rows: [..., in]; weight: [out, in], in any memory order; bias: [out]; all float32 on the CPU.
+    """
+    flat = rows.reshape(-1, rows.shape[-1])
+    output: Tensor = _Linear.apply(flat, weight, bias)  # type: ignore[no-untyped-call]
+    return output.view(*rows.shape[:-1], weight.shape[0])
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:  # Any: torch's context
+        ctx.save_for_backward(rows, weight)
+        return _product(rows, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        rows, weight = ctx.saved_tensors
+        wants_rows, wants_weight, wants_bias = ctx.needs_input_grad
+        return (
+            _product(gradient, weight.t()) if wants_rows else None,
+            _weight_gradient(rows, gradient) if wants_weight else None,
+            gradient.sum(0) if wants_bias else None,
+        )
+
+
+def _weight_gradient(rows: Tensor, gradient: Tensor) -> Tensor:
+    """[out, in]. The operator copies a transposed first factor: let that be the narrower one."""
+    if gradient.shape[1] <= rows.shape[1]:
+        return _product(gradient.t(), rows.t())
+    return _product(rows.t(), gradient.t()).t()
+
+
+def _product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """[N, in] and [out, in] to [N, out]."""
+    output: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    return output
+
+
+def _is_fit(rows: Tensor, weight: Tensor) -> bool:
+    return (
+        rows.dtype == weight.dtype == torch.float32
+        and rows.device.type == weight.device.type == "cpu"
+        and rows.numel() > 0
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _vendor() -> str:
+    """The processor's maker as it names itself; empty where the system does not say."""
+    path = Path("/proc/cpuinfo")
+    if not path.is_file():
+        return ""
+    for line in path.read_text().splitlines():
+        if line.startswith("vendor_id"):
+            return line.partition(":")[2].strip()
+    return ""

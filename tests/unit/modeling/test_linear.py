@@ -1,0 +1,100 @@
+import pytest
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from andon.modeling import linear as linear_module
+from andon.modeling.linear import OneDnnConv1D, OneDnnLinear, has_operator, linear, use_fast_products
+
+needs_operator = pytest.mark.skipif(not has_operator(), reason="this torch has no oneDNN linear layer")
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=dtype)
+
+
+@needs_operator
+@pytest.mark.parametrize("rows", [(1, 7), (300, 64), (2, 5, 24)])
+@pytest.mark.parametrize("width", [3, 96])
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("is_transposed", [True, False])
+def test_products_and_gradients_are_those_of_torch(
+    rows: tuple[int, ...], width: int, has_bias: bool, is_transposed: bool
+) -> None:
+    inputs = random(*rows).requires_grad_()
+    weight = random(rows[-1], width).t() if is_transposed else random(width, rows[-1])
+    weight.requires_grad_()
+    bias = random(width).requires_grad_() if has_bias else None
+    leaves = [inputs, weight] if bias is None else [inputs, weight, bias]
+
+    ours = linear(inputs, weight, bias)
+    expected = nn.functional.linear(inputs, weight, bias)
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-4)
+    slope = random(*expected.shape)
+    for mine, theirs in zip(
+        torch.autograd.grad((ours * slope).sum(), leaves),
+        torch.autograd.grad((expected * slope).sum(), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-3)
+
+
+@needs_operator
+def test_only_gradients_that_are_wanted_are_computed() -> None:
+    inputs, weight = random(4, 3), random(2, 3).requires_grad_()
+    linear(inputs, weight, None).sum().backward()
+    assert inputs.grad is None
+    torch.testing.assert_close(weight.grad, inputs.sum(0).expand(2, 3))
+
+
+class Pair(nn.Module):
+    """Two layers, one of each kind, with one weight shared with an embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(6, 4)
+        self.narrow = Conv1D(4, 4)
+        self.head = nn.Linear(4, 6, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        hidden: torch.Tensor = self.head(self.narrow(self.embedding(ids)))
+        return hidden
+
+
+@needs_operator
+def test_a_model_keeps_its_weights_names_and_types(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = Pair()
+    names, before = list(model.state_dict()), model(torch.arange(6))
+    monkeypatch.setattr(linear_module, "has_slow_default", lambda: True)
+    use_fast_products(model)
+    assert type(model.head) is OneDnnLinear
+    assert isinstance(model.head, nn.Linear)
+    assert type(model.narrow) is OneDnnConv1D
+    assert isinstance(model.narrow, Conv1D)
+    assert list(model.state_dict()) == names
+    assert model.head.weight is model.embedding.weight
+    torch.testing.assert_close(model(torch.arange(6)), before)
+
+
+def test_where_torch_is_fast_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear_module, "has_slow_default", lambda: False)
+    model = Pair()
+    use_fast_products(model)
+    assert type(model.head) is nn.Linear
+    assert type(model.narrow) is Conv1D
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_types_go_the_usual_way(dtype: torch.dtype) -> None:
+    layer = nn.Linear(5, 3).to(dtype)
+    inputs = random(2, 5, dtype=dtype)
+    expected = layer(inputs)
+    layer.__class__ = OneDnnLinear
+    assert torch.equal(layer(inputs), expected)
+    layer = nn.Linear(5, 3)
+    layer.__class__ = OneDnnLinear
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(inputs.float()).dtype == torch.bfloat16
+    assert layer(torch.zeros(0, 5)).shape == (0, 3)
