@@ -24,6 +24,9 @@ _SCHEMA = (
     " -> Tensor Y"
 )
 
+# Fewer rows, as of a sampler with one or two sequences, are bound by reading the weights; there MKL is faster.
+_FEWEST_ROWS = 3
+
 
 def use_fast_products(model: nn.Module) -> None:
     """Let the linear layers of ``model`` multiply with oneDNN where that is known to be faster."""
@@ -119,7 +122,7 @@ def _is_fit(rows: Tensor, weight: Tensor) -> bool:
     return (
         rows.dtype == weight.dtype == torch.float32
         and rows.device.type == weight.device.type == "cpu"
-        and rows.numel() > 0
+        and rows.numel() >= _FEWEST_ROWS * rows.shape[-1]
         and not torch.is_autocast_enabled("cpu")
     )
 
