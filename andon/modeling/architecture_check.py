@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from andon.modeling.attention import AttentionLayout
 from andon.modeling.errors import UnsupportedArchitectureError
-from andon.modeling.tree_layout import Tree, TreeLayout
+from andon.modeling.tree_layout import TreeLayout
+from andon.modeling.trees import Tree
 
 # Above rounding in the type of the weights, below what a wrong neighbour does.
 _RELATIVE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.01}

@@ -24,7 +24,7 @@ _SCHEMA = (
     " -> Tensor Y"
 )
 
-# Fewer rows, as of a sampler with one or two sequences, are bound by reading the weights; there MKL is faster.
+# A sampler with one or two sequences has fewer rows: reading the weights is all there, and MKL reads faster.
 _FEWEST_ROWS = 3
 
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from andon.errors import InvalidArgumentError
-from andon.modeling.tree_layout import Tree, TreeLayout
+from andon.modeling.tree_layout import TreeLayout
+from andon.modeling.trees import Tree
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from andon.modeling.attention import packed_attention
 from andon.modeling.errors import UnsupportedArchitectureError
-from andon.modeling.tree_layout import Tree, TreeLayout
+from andon.modeling.tree_layout import TreeLayout
+from andon.modeling.trees import Tree
+from andon.modeling.varlen_attention import VarlenAttention, can_attend
 
 
 def attention_by_loops(
@@ -121,3 +123,73 @@ def test_a_call_without_layout_is_a_mistake() -> None:
     query, key, value = random_heads(3)
     with pytest.raises(TypeError, match="layout"):
         packed_attention(torch.nn.Linear(1, 1), query, key, value, None)
+
+
+def varlen_by_loops(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_ends: Tensor,
+    key_ends: Tensor,
+    longest_query: int,
+    longest_key: int,
+    *,
+    scale: float,
+    window_size: tuple[int, int],
+    enable_gqa: bool,
+) -> Tensor:
+    """What torch's variable-length kernel computes on GPUs: a sequence's last query sees its last key."""
+    assert query_ends.dtype == key_ends.dtype == torch.int32
+    assert longest_query == query_ends.diff().max()
+    assert longest_key == key_ends.diff().max()
+    assert enable_gqa == (query.shape[1] != key.shape[1])
+    parts = []
+    for (begin, past), (first, end) in zip(
+        itertools.pairwise(query_ends.tolist()), itertools.pairwise(key_ends.tolist()), strict=True
+    ):
+        q, k, v = (rows.transpose(0, 1) for rows in (query[begin:past], key[first:end], value[first:end]))
+        distance = torch.arange(end - first - (past - begin), end - first)[:, None] - torch.arange(
+            end - first
+        )
+        visible = (distance >= 0) & ((distance <= window_size[0]) | (window_size[0] == -1))
+        repeats = query.shape[1] // key.shape[1]
+        attended = torch.nn.functional.scaled_dot_product_attention(
+            q,
+            k.repeat_interleave(repeats, 0),
+            v.repeat_interleave(repeats, 0),
+            attn_mask=visible,
+            scale=scale,
+        )
+        parts.append(attended.transpose(0, 1))
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("window", [None, 1, 4])
+@pytest.mark.parametrize(
+    "read", [None, [3, 4, 5], [0, 7, 9, 20], [40, 41, 50, 61, 70, 71, 90, 93], list(range(1, 95, 2))]
+)
+@pytest.mark.parametrize("trees", [TREES, TREES[:4]], ids=["trees", "sequences"])
+def test_a_variable_length_kernel_gets_the_right_keys(
+    trees: list[Tree], read: list[int] | None, window: int | None
+) -> None:
+    query, key, value = random_heads(sum(tree.num_tokens for tree in trees))
+    for tensor in (query, key, value):
+        tensor.requires_grad_()
+    if read is not None:
+        read = [token for token in read if token < query.shape[2]]
+    attention = VarlenAttention(trees, read=read, device=torch.device("cpu"), kernel=varlen_by_loops)
+    asked = query if read is None else query[:, :, read]
+    output = attention.attend(asked, key, value, scaling=0.3, sliding_window=window)[0]
+    expected = attention_by_loops(trees, query, key, value, window)
+    expected = expected if read is None else expected[read]
+    torch.testing.assert_close(output, expected, rtol=1e-9, atol=1e-9)
+
+    weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    gradients = torch.autograd.grad((output * weight).sum(), (query, key, value))
+    expected_gradients = torch.autograd.grad((expected * weight).sum(), (query, key, value))
+    for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-8, atol=1e-9)
+
+
+def test_only_half_precision_on_a_gpu_goes_to_the_variable_length_kernel() -> None:
+    assert not can_attend(torch.zeros(1, 2, 3, 8, dtype=torch.bfloat16), dropout=0.0)

@@ -9,7 +9,8 @@ from andon.modeling.attention import AttentionLayout
 from andon.modeling.last_layer import RowSelection
 from andon.modeling.loading import new_causal_lm
 from andon.modeling.text import TextCodec
-from andon.modeling.tree_layout import Tree, TreeLayout
+from andon.modeling.tree_layout import TreeLayout
+from andon.modeling.trees import Tree
 
 TREES = [
     Tree(prompt_tokens=5, response_tokens=(3,)),

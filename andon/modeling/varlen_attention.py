@@ -1,0 +1,139 @@
+"""Attention over a packed row of trees by a variable-length kernel, as GPUs have it.
+
+The kernel takes sequences of any lengths end to end, each with its own keys, and aligns the last query with
+the last key. A tree becomes one sequence per branch: the prompt over itself, and each response over the
+prompt and itself, for which the prompt's keys and values are repeated. Queries stay where they are in the
+row. Of a row that is read in part (``last_layer``), every run of neighbouring tokens is a sequence whose keys
+end at its last token. ``tree_layout`` uses this where ``can_attend`` says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from andon.modeling.trees import Tree
+
+_HALF = (torch.float16, torch.bfloat16)
+_LARGEST_HEAD = 256  # of the kernels in torch
+_OLDEST_GPU = (8, 0)  # compute capability
+
+
+def can_attend(query: Tensor, *, dropout: float) -> bool:
+    """Whether torch's kernel takes such heads: half precision on a GPU that has it, no dropout."""
+    head_size = query.shape[-1]
+    return (
+        query.is_cuda
+        and query.dtype in _HALF
+        and dropout == 0.0
+        and head_size <= _LARGEST_HEAD
+        and head_size % 8 == 0
+        and torch.cuda.get_device_capability(query.device) >= _OLDEST_GPU
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sequence:
+    """Neighbouring queries and the keys that the last of them sees, in tokens of the row."""
+
+    queries: range
+    keys: tuple[range, ...]  # the prompt's part and the response's
+
+
+class VarlenAttention:
+    """The attention of one packed row, or of the part of it that is read."""
+
+    def __init__(
+        self,
+        trees: Sequence[Tree],
+        *,
+        read: Sequence[int] | None = None,
+        device: torch.device,
+        kernel: Callable[..., Tensor] | None = None,
+    ) -> None:
+        """``read``: ascending tokens whose attention is wanted; None: all. ``kernel``: as torch's
+        ``varlen_attn``.
+        """
+        is_read = None if read is None else frozenset(read)
+        sequences = [sequence for sequence in _sequences(trees, is_read) if len(sequence.queries)]
+        key_tokens = [token for sequence in sequences for part in sequence.keys for token in part]
+        num_tokens = sum(tree.num_tokens for tree in trees)
+        self._key_index: Tensor | None = None
+        if key_tokens != list(range(num_tokens)):
+            self._key_index = torch.tensor(key_tokens, device=device)
+        query_lengths = [len(sequence.queries) for sequence in sequences]
+        key_lengths = [sum(map(len, sequence.keys)) for sequence in sequences]
+        self._query_ends = _cumulative(query_lengths, device)
+        self._key_ends = _cumulative(key_lengths, device)
+        self._longest = max(query_lengths), max(key_lengths)
+        self._kernel = _torch_kernel() if kernel is None else kernel
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, sliding_window: int | None
+    ) -> Tensor:
+        """query: [1, query heads, M, head size] of the tokens that are read; key, value: [1, key heads, N,
+        head size]. Returns [1, M, query heads, head size].
+        """
+        queries, keys, values = (rows[0].transpose(0, 1) for rows in (query, key, value))
+        if self._key_index is not None:
+            keys, values = (rows.index_select(0, self._key_index) for rows in (keys, values))
+        attended: Tensor = self._kernel(
+            queries.contiguous(),
+            keys.contiguous(),
+            values.contiguous(),
+            self._query_ends,
+            self._key_ends,
+            *self._longest,
+            scale=scaling,
+            window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        return attended[None]
+
+
+def _torch_kernel() -> Callable[..., Tensor]:
+    # Imported where it is used: only a torch with CUDA has kernels behind it.
+    from torch.nn.attention.varlen import varlen_attn
+
+    kernel: Callable[..., Any] = varlen_attn
+    return kernel
+
+
+def _sequences(trees: Sequence[Tree], is_read: frozenset[int] | None) -> Iterator[_Sequence]:
+    begin = 0
+    for tree in trees:
+        if len(tree.response_tokens) <= 1:
+            yield from _runs(range(begin, begin + tree.num_tokens), (), is_read)
+        else:
+            place = begin + tree.prompt_tokens
+            prompt = range(begin, place)
+            yield from _runs(prompt, (), is_read)
+            for tokens in tree.response_tokens:
+                yield from _runs(range(place, place + tokens), (prompt,), is_read)
+                place += tokens
+        begin += tree.num_tokens
+
+
+def _runs(part: range, before: tuple[range, ...], is_read: frozenset[int] | None) -> Iterator[_Sequence]:
+    """The runs of tokens of ``part`` that are read; all of them see ``before`` and their past in ``part``."""
+    if is_read is None:
+        yield _Sequence(queries=part, keys=(*before, part))
+        return
+    first: int | None = None
+    for token in (*part, part.stop):
+        if token in is_read and token < part.stop:
+            first = token if first is None else first
+        elif first is not None:
+            yield _Sequence(queries=range(first, token), keys=(*before, range(part.start, token)))
+            first = None
+
+
+def _cumulative(lengths: Sequence[int], device: torch.device) -> Tensor:
+    """[len(lengths) + 1] int32, as the kernel wants the bounds of sequences."""
+    bounds = torch.zeros(len(lengths) + 1, dtype=torch.int32)
+    bounds[1:] = torch.tensor(lengths).cumsum(0)
+    return bounds.to(device)
