@@ -15,6 +15,7 @@ from andon.rpc.config import load_config
 from andon.rpc.server import run_service
 from services.trainer.config import TrainerConfig
 from services.trainer.followers import follow
+from services.trainer.precision import computing_in
 from services.trainer.ranks import Ranks, join_ranks
 from services.trainer.service import TrainerService
 
@@ -44,7 +45,8 @@ def _follow(ranks: Ranks, config: TrainerConfig) -> int:
         signal.signal(name, signal.SIG_IGN)
     structlog.contextvars.bind_contextvars(rank=ranks.rank)
     try:
-        follow(ranks, threads=config.threads)
+        with computing_in(config.precision, ranks.device):
+            follow(ranks, threads=config.threads)
     except AndonError as error:
         _log.error("follower_failed", error=str(error), reason=error.reason)
         return 1

@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import Field, SecretStr
 
 from andon.rpc.config import Port, ServerConfig
+from services.trainer.precision import Precision
 
 
 class TrainerConfig(ServerConfig):
@@ -39,6 +40,10 @@ class TrainerConfig(ServerConfig):
     """CPU threads of torch."""
     device: str = "cpu"
     """Where training happens, for example "cuda:0"; with several ranks "cpu", or "cuda" for a GPU each."""
+    precision: Precision = "float32"
+    """What passes compute in, "float32" or "bfloat16"; weights and optimizer stay in float32. bfloat16 is
+    faster on GPUs and slower on most CPUs.
+    """
     rank_timeout_s: float = Field(default=1800.0, gt=0)
     """How long a rank waits in the middle of a step for another one, or rank 0 for one that loads a model."""
     auto_resume: bool = True

@@ -26,6 +26,7 @@ from services.trainer.errors import NotFiniteError, RankLostError
 from services.trainer.guards.cord import CordGuard
 from services.trainer.guards.guard import Action, Alarm, Finding
 from services.trainer.metrics import TrainerMetrics
+from services.trainer.precision import Precision, computing_in
 from services.trainer.ranks import Ranks
 from services.trainer.run_records import ModelPublished, Progress, RunRecord, RunState, StateChanged
 from services.trainer.runs import RunRegistry
@@ -63,6 +64,7 @@ class RunSettings:
     """How every run of this process is carried out."""
 
     threads: int
+    precision: Precision
     ranks: Ranks
     kept_checkpoints: int
     checkpoint_interval_s: float
@@ -275,7 +277,8 @@ class RunThread:
                 self._cord_guard.start()
             self._metrics.run_began()
             self._change_state(RunState.RUNNING, "")
-            model = self._build_stage(self).run()
+            with computing_in(self._settings.precision, self.device):
+                model = self._build_stage(self).run()
             state, message = RunState.SUCCEEDED, f"wrote {model}"
         except RunStopped as halted:
             state, message = RunState.STOPPED, str(halted)

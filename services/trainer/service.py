@@ -53,6 +53,7 @@ class TrainerService:
             stages=stages,
             settings=RunSettings(
                 threads=config.threads,
+                precision=config.precision,
                 ranks=self._ranks,
                 kept_checkpoints=config.kept_checkpoints,
                 checkpoint_interval_s=config.checkpoint_interval_s,

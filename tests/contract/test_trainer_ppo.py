@@ -241,6 +241,20 @@ def test_the_variants_run(world: World, changes: dict[str, Any]) -> None:
         assert reports[2]["beta"] == pytest.approx(0.2 * (1 - 0.2 * 12 / 100))
 
 
+def test_a_run_in_bfloat16_differs_by_rounding_and_no_guard_minds(world: World) -> None:
+    world.serve_models()
+    reports = {}
+    for precision in ("float32", "bfloat16"):
+        client = world.serve_trainer(precision, precision=precision)
+        reports[precision] = numbers(finish(client, client.start_run("ppo", world.config(updates=2))))
+        world.stop(world.trainer)
+
+    exact, rounded = reports["float32"][1], reports["bfloat16"][1]
+    assert exact["sampler_logprob_max_error"] < 1e-4 < rounded["sampler_logprob_max_error"] < 0.2
+    assert rounded["policy_grad_norm"] == pytest.approx(exact["policy_grad_norm"], rel=0.2)
+    assert rounded["value_mean"] == pytest.approx(exact["value_mean"], abs=0.05)
+
+
 def test_a_sampler_that_was_given_another_model_is_brought_back(world: World) -> None:
     world.serve_models()
     client = world.serve_trainer()

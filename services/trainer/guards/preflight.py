@@ -43,20 +43,26 @@ def check_settings(differences: Sequence[str], *, threshold: float) -> Finding:
     return find(GuardName.PREFLIGHT_SETTINGS, float(len(differences)), threshold, message)
 
 
-def check_models(errors: Mapping[str, float], *, dtypes: Mapping[str, str], threshold: float) -> Finding:
-    """The services answer as the models in the store do, loaded a second time by the trainer in float32.
+def check_models(
+    errors: Mapping[str, float], *, dtypes: Mapping[str, str], own_dtype: str, threshold: float
+) -> Finding:
+    """The services answer as the models in the store do, loaded a second time by the trainer.
 
     ``errors``: by service, the mean absolute difference: nats per token, or standard deviations of a score.
-    Statistic: the largest one in units of what the service's number format explains.
+    ``own_dtype`` is what the trainer computes in. Statistic: the largest difference in units of what the
+    coarser of the two number formats explains.
     """
-    sizes = {service: error / TOLERANCE[dtypes[service]] for service, error in errors.items()}
+    coarser = {
+        service: max(dtypes[service], own_dtype, key=lambda dtype: TOLERANCE[dtype]) for service in errors
+    }
+    sizes = {service: error / TOLERANCE[coarser[service]] for service, error in errors.items()}
     worst = max(sizes, key=lambda service: sizes[service])
     return find(
         GuardName.PREFLIGHT_MODELS,
         sizes[worst],
         threshold,
         f"the {worst} service differs from the stored model by {errors[worst]:.3g} on average, "
-        f"{dtypes[worst]} explains {TOLERANCE[dtypes[worst]]:g}",
+        f"{coarser[worst]} explains {TOLERANCE[coarser[worst]]:g}",
     )
 
 

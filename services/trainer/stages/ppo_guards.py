@@ -45,6 +45,7 @@ from services.trainer.guards.preflight import (
 )
 from services.trainer.guards.readings import FrozenProbe, Slice, all_finite, read_policy
 from services.trainer.peers import Peers
+from services.trainer.precision import precision_now
 from services.trainer.prompts import PromptSet
 from services.trainer.rollout import Responses, Rollout, RolloutCollector
 from services.trainer.scorers import Scorers
@@ -152,6 +153,7 @@ class PpoGuards:
                 check_models(
                     self._service_errors(rollout, reference, reward_model),
                     dtypes={name: info.dtype for name, info in infos.items()},
+                    own_dtype=precision_now(self._context.device),
                     threshold=self._threshold(GuardName.PREFLIGHT_MODELS),
                 )
             )

@@ -112,7 +112,13 @@ def test_differences_of_settings_and_models_are_told() -> None:
     assert told.alarming
     assert "token 7" in told.message
     dtypes = {"policy": "bfloat16", "reward model": "float32"}
-    assert not check_models({"policy": 0.01, "reward model": 1e-5}, dtypes=dtypes, threshold=1).alarming
-    wrong = check_models({"policy": 0.01, "reward model": 0.02}, dtypes=dtypes, threshold=1)
+    assert not check_models(
+        {"policy": 0.01, "reward model": 1e-5}, dtypes=dtypes, own_dtype="float32", threshold=1
+    ).alarming
+    wrong = check_models(
+        {"policy": 0.01, "reward model": 0.02}, dtypes=dtypes, own_dtype="float32", threshold=1
+    )
     assert wrong.alarming
     assert "the reward model service" in wrong.message
+    rounded = check_models({"reward model": 0.02}, dtypes=dtypes, own_dtype="bfloat16", threshold=1)
+    assert not rounded.alarming
