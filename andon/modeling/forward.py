@@ -9,19 +9,29 @@ business (``model.eval()``).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from andon.modeling.attention import ATTENTION_NAME
 from andon.modeling.sequences import PackedBatch
+from andon.modeling.tree_layout import TreeLayout
+from andon.modeling.trees import Tree
 
-# Rows of logits that are worked on at a time: their float32 copies stay in the processor's cache.
+# Values of the logits that are worked on at a time: their float32 copies stay in the processor's cache.
 _CHUNK_VALUES = 1 << 18
+# Values of the logits that exist at a time, and rows below which the head's product becomes inefficient.
+_LOGITS_AT_A_TIME = 1 << 22
+_FEWEST_ROWS_OF_LOGITS = 256
+
+_PLAIN_HEADS: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,14 +47,59 @@ def response_statistics(
 ) -> ResponseStatistics:
     """Log-probability (and entropy, in nats) of every response token. ``temperature`` is above 0."""
     _check_attention(model)
-    logits = model(
-        input_ids=batch.input_ids,
-        position_ids=batch.position_ids,
-        use_cache=False,
-        logits_to_keep=batch.predict_index,
-        layout=batch.layout.reading(batch.predict_index),
-    ).logits[0]
-    return token_statistics(logits, batch.target_ids, temperature=temperature, entropy=entropy)
+    arguments = {
+        "input_ids": batch.input_ids,
+        "position_ids": batch.position_ids,
+        "use_cache": False,
+        "layout": batch.layout.reading(batch.predict_index),
+    }
+    if not _has_plain_head(model):
+        logits = model(**arguments, logits_to_keep=batch.predict_index).logits[0]
+        return token_statistics(logits, batch.target_ids, temperature=temperature, entropy=entropy)
+    states = model.base_model(**arguments).last_hidden_state[0].index_select(0, batch.predict_index)
+    head = model.get_output_embeddings()
+    return head_statistics(
+        head,
+        states,
+        batch.target_ids,
+        vocab_size=head.weight.shape[0],
+        temperature=temperature,
+        entropy=entropy,
+    )
+
+
+def head_statistics(
+    head: Callable[[Tensor], Tensor],
+    states: Tensor,
+    target_ids: Tensor,
+    *,
+    vocab_size: int,
+    temperature: float,
+    entropy: bool = False,
+) -> ResponseStatistics:
+    """As ``token_statistics`` of ``head(states)``, of which only a part exists at any time.
+
+    states: [T, width]; target_ids: [T] int64. The backward pass computes each part of the logits once more,
+    which costs a third of the head's work and saves a tensor of T times the vocabulary and its gradient.
+    """
+
+    def of_part(part: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+        statistics = token_statistics(head(part), targets, temperature=temperature, entropy=entropy)
+        return statistics.logprobs, statistics.entropies
+
+    rows = max(_FEWEST_ROWS_OF_LOGITS, _LOGITS_AT_A_TIME // vocab_size)
+    parts_of_both = torch.split(states, rows), torch.split(target_ids, rows)
+    if len(states) <= rows or not torch.is_grad_enabled():
+        parts = [of_part(*part) for part in zip(*parts_of_both, strict=True)]
+    else:
+        parts = [
+            checkpoint(of_part, *part, use_reentrant=False, preserve_rng_state=False)
+            for part in zip(*parts_of_both, strict=True)
+        ]
+    logprobs, entropies = zip(*parts, strict=True)
+    return ResponseStatistics(
+        logprobs=torch.cat(logprobs), entropies=torch.cat(entropies) if entropy else None
+    )
 
 
 def token_statistics(
@@ -84,6 +139,23 @@ def _head_outputs(scorer: PreTrainedModel, batch: PackedBatch, index: Tensor) ->
     ).last_hidden_state[0]
     scores: Tensor = scorer.score(hidden.index_select(0, index))
     return scores[:, 0].float()
+
+
+def _has_plain_head(model: PreTrainedModel) -> bool:
+    """Whether logits are the head's output and nothing else, such as multiplied; tried once per model."""
+    if model not in _PLAIN_HEADS:
+        layout = TreeLayout([Tree(prompt_tokens=2, response_tokens=())], device=model.device)
+        # No padding: transformers would warn of it.
+        words = [token for token in range(3) if token != model.config.pad_token_id][:2]
+        ids = torch.tensor([words], device=model.device)
+        positions = torch.arange(2, device=model.device)[None]
+        with torch.no_grad():
+            logits = model(input_ids=ids, position_ids=positions, use_cache=False, layout=layout).logits
+            hidden = model.base_model(
+                input_ids=ids, position_ids=positions, use_cache=False, layout=layout
+            ).last_hidden_state
+            _PLAIN_HEADS[model] = torch.allclose(model.get_output_embeddings()(hidden), logits, rtol=1e-3)
+    return _PLAIN_HEADS[model]
 
 
 def _check_attention(model: PreTrainedModel) -> None:

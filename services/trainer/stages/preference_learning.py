@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
-from andon.modeling.forward import final_scores, token_statistics
+from andon.modeling.forward import final_scores, head_statistics
 from andon.modeling.sequences import PackedBatch, PromptGroup, pack, plan_batches
 from services.trainer.reward_losses import Decision, decision_loss
 from services.trainer.stages.comparisons import ComparedDocument
@@ -201,9 +202,14 @@ class PreferenceLearning:
         states = hidden.index_select(0, batch.predict_index[tokens])
         head = self._language_model.head
         own = self._scorer.get_input_embeddings().weight
-        logits = linear(states, own) if head is None else head(states)
-        logprobs = token_statistics(logits, batch.target_ids[tokens], temperature=1.0).logprobs
-        return scores, -logprobs.sum()
+        statistics = head_statistics(
+            partial(linear, weight=own) if head is None else head,
+            states,
+            batch.target_ids[tokens],
+            vocab_size=len(own),
+            temperature=1.0,
+        )
+        return scores, -statistics.logprobs.sum()
 
 
 def _moved(decision: Decision, offset: int) -> Decision:

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
-from andon.modeling.forward import final_scores, response_statistics, token_statistics, token_values
+from andon.modeling import forward
+from andon.modeling.forward import (
+    ResponseStatistics,
+    final_scores,
+    head_statistics,
+    response_statistics,
+    token_statistics,
+    token_values,
+)
 from andon.modeling.loading import (
     load_causal_lm,
     load_scorer,
@@ -198,3 +206,55 @@ def test_dropout_is_the_callers_choice(codec: TextCodec) -> None:
     trained = copy.deepcopy(model).train()
     first, second = (response_statistics(trained, batch, temperature=1.0).logprobs for _ in range(2))
     assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("entropy", [True, False])
+def test_a_head_in_parts_gives_the_same_and_never_all_logits(
+    monkeypatch: pytest.MonkeyPatch, entropy: bool
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(11, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(9, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(9, (11,), generator=generator)
+    rows: list[int] = []
+
+    def head(part: Tensor) -> Tensor:
+        rows.append(len(part))
+        return part @ weight.t()
+
+    def of(statistics: ResponseStatistics) -> list[Tensor]:
+        values = [statistics.logprobs]
+        if statistics.entropies is not None:
+            values.append(statistics.entropies)
+        total = sum((value.double() * torch.arange(1, 12)).sum() for value in values)
+        return [*values, *torch.autograd.grad(total, (states, weight))]
+
+    whole = of(token_statistics(head(states), targets, temperature=0.7, entropy=entropy))
+    rows.clear()
+    monkeypatch.setattr(forward, "_LOGITS_AT_A_TIME", 4 * 9)
+    monkeypatch.setattr(forward, "_FEWEST_ROWS_OF_LOGITS", 1)
+    parts = of(head_statistics(head, states, targets, vocab_size=9, temperature=0.7, entropy=entropy))
+    for part, expected in zip(parts, whole, strict=True):
+        torch.testing.assert_close(part, expected, rtol=1e-6, atol=1e-6)
+    assert sorted(rows) == [3, 3, 4, 4, 4, 4]  # each part once forwards, once backwards
+
+
+def test_a_model_that_changes_its_heads_output_is_asked_for_its_logits(codec: TextCodec) -> None:
+    architecture = {
+        "model_type": "granite",
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "intermediate_size": 32,
+        "max_position_embeddings": 64,
+        "logits_scaling": 3.0,
+    }
+    model = stirred(new_causal_lm(architecture, codec, 0))
+    batch = pack(GROUPS)
+    logprobs = response_statistics(model, batch, temperature=1.0).logprobs
+    logits = model(
+        input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, layout=batch.layout
+    ).logits[0]
+    expected = torch.log_softmax(logits[batch.predict_index], -1).gather(1, batch.target_ids[:, None])[:, 0]
+    torch.testing.assert_close(logprobs, expected, rtol=1e-4, atol=1e-4)
