@@ -149,12 +149,14 @@ def _has_plain_head(model: PreTrainedModel) -> bool:
         words = [token for token in range(3) if token != model.config.pad_token_id][:2]
         ids = torch.tensor([words], device=model.device)
         positions = torch.arange(2, device=model.device)[None]
+        arguments = {"input_ids": ids, "position_ids": positions, "use_cache": False, "layout": layout}
+        was_training = model.training
+        model.eval()  # dropout would change both, and draw random numbers that a run counts on
         with torch.no_grad():
-            logits = model(input_ids=ids, position_ids=positions, use_cache=False, layout=layout).logits
-            hidden = model.base_model(
-                input_ids=ids, position_ids=positions, use_cache=False, layout=layout
-            ).last_hidden_state
+            logits = model(**arguments).logits
+            hidden = model.base_model(**arguments).last_hidden_state
             _PLAIN_HEADS[model] = torch.allclose(model.get_output_embeddings()(hidden), logits, rtol=1e-3)
+        model.train(was_training)
     return _PLAIN_HEADS[model]
 
 
