@@ -17,6 +17,10 @@ from andon.modeling.errors import UnsupportedArchitectureError
 from andon.modeling.tree_layout import TreeLayout
 from andon.modeling.trees import Tree
 
+# The attribute of a language model that says whether its logits are the head's output as it is; some models
+# multiply it.
+PLAIN_HEAD = "andon_plain_head"
+
 # Above rounding in the type of the weights, below what a wrong neighbour does.
 _RELATIVE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
 
@@ -57,6 +61,26 @@ def check_architecture(model: PreTrainedModel) -> None:
             f"the last layer of {type(model).__name__} does more with other tokens than attend to them",
             architecture=type(model).__name__,
         )
+
+
+def note_plain_head(model: PreTrainedModel) -> None:
+    """Try whether a language model's logits are its head's output, and set ``PLAIN_HEAD``."""
+    head = model.get_output_embeddings()
+    if head is None:
+        return
+    vocab_size = model.get_input_embeddings().num_embeddings
+    ids = torch.tensor([[5 % vocab_size, 11 % vocab_size]], device=model.device)
+    positions = torch.arange(2, device=model.device)[None]
+    layout = TreeLayout([Tree(prompt_tokens=2, response_tokens=())], device=model.device)
+    arguments = {"input_ids": ids, "position_ids": positions, "use_cache": False, "layout": layout}
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        logits = model(**arguments).logits
+        plain = head(model.base_model(**arguments).last_hidden_state)
+    model.train(was_training)
+    tolerance = _RELATIVE_TOLERANCE[model.dtype] * logits.abs().max().item()
+    setattr(model, PLAIN_HEAD, (logits - plain).abs().max().item() <= tolerance)
 
 
 def _hidden_alone(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:

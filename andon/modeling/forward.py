@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -20,18 +19,15 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from andon.modeling.architecture_check import PLAIN_HEAD
 from andon.modeling.attention import ATTENTION_NAME
 from andon.modeling.sequences import PackedBatch
-from andon.modeling.tree_layout import TreeLayout
-from andon.modeling.trees import Tree
 
 # Values of the logits that are worked on at a time: their float32 copies stay in the processor's cache.
 _CHUNK_VALUES = 1 << 18
 # Values of the logits that exist at a time, and rows below which the head's product becomes inefficient.
 _LOGITS_AT_A_TIME = 1 << 22
 _FEWEST_ROWS_OF_LOGITS = 256
-
-_PLAIN_HEADS: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +49,7 @@ def response_statistics(
         "use_cache": False,
         "layout": batch.layout.reading(batch.predict_index),
     }
-    if not _has_plain_head(model):
+    if not getattr(model, PLAIN_HEAD, False):
         logits = model(**arguments, logits_to_keep=batch.predict_index).logits[0]
         return token_statistics(logits, batch.target_ids, temperature=temperature, entropy=entropy)
     states = model.base_model(**arguments).last_hidden_state[0].index_select(0, batch.predict_index)
@@ -139,25 +135,6 @@ def _head_outputs(scorer: PreTrainedModel, batch: PackedBatch, index: Tensor) ->
     ).last_hidden_state[0]
     scores: Tensor = scorer.score(hidden.index_select(0, index))
     return scores[:, 0].float()
-
-
-def _has_plain_head(model: PreTrainedModel) -> bool:
-    """Whether logits are the head's output and nothing else, such as multiplied; tried once per model."""
-    if model not in _PLAIN_HEADS:
-        layout = TreeLayout([Tree(prompt_tokens=2, response_tokens=())], device=model.device)
-        # No padding: transformers would warn of it.
-        words = [token for token in range(3) if token != model.config.pad_token_id][:2]
-        ids = torch.tensor([words], device=model.device)
-        positions = torch.arange(2, device=model.device)[None]
-        arguments = {"input_ids": ids, "position_ids": positions, "use_cache": False, "layout": layout}
-        was_training = model.training
-        model.eval()  # dropout would change both, and draw random numbers that a run counts on
-        with torch.no_grad():
-            logits = model(**arguments).logits
-            hidden = model.base_model(**arguments).last_hidden_state
-            _PLAIN_HEADS[model] = torch.allclose(model.get_output_embeddings()(hidden), logits, rtol=1e-3)
-        model.train(was_training)
-    return _PLAIN_HEADS[model]
 
 
 def _check_attention(model: PreTrainedModel) -> None:

@@ -28,7 +28,7 @@ from transformers.activations import NewGELUActivation
 from transformers.utils import logging as hf_logging
 
 from andon.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
-from andon.modeling.architecture_check import check_architecture
+from andon.modeling.architecture_check import check_architecture, note_plain_head
 from andon.modeling.attention import ATTENTION_NAME
 from andon.modeling.errors import UnsupportedArchitectureError
 from andon.modeling.last_layer import compute_what_is_read
@@ -304,6 +304,7 @@ def _prepare(model: PreTrainedModel, device: torch.device | str) -> PreTrainedMo
     use_fast_products(model)
     compute_what_is_read(_layers(model)[-1])
     check_architecture(model)
+    note_plain_head(model)
     return model.to(device).eval()
 
 
