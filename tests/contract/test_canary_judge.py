@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -194,7 +195,7 @@ def test_a_canary_that_is_not_there_is_waited_for_and_then_not_let_go_on(canary_
     judgement = judged(canary_world, ready_s=1.0)
     assert not judgement.is_good
     assert judgement.to_values()["candidate"] is None
-    assert "after 1 s" in judgement.decision.reason
+    assert re.search(r"cannot be reached.*, after \d+ s$", judgement.decision.reason)
 
 
 def test_a_canary_that_crashes_may_not_go_on(canary_world: CanaryWorld) -> None:
@@ -249,7 +250,7 @@ def test_nothing_is_good_before_the_cord_was_heard(
     canary_world.stop(labeling)
     judgement = judged(canary_world, step=1, ready_s=1.0, **with_cord(labeling))
     assert not judgement.is_good
-    assert judgement.decision.reason == "the cord has not been heard, after 1 s"
+    assert re.fullmatch("the cord has not been heard, after [0-9]+ s", judgement.decision.reason)
 
 
 def test_a_firing_alert_ends_it(canary_world: CanaryWorld, alertmanager: str) -> None:

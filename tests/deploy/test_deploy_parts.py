@@ -75,6 +75,8 @@ def test_quantities(text: str, number: float) -> None:
         ({"type": "string"}, "4", True),
         ({"type": "array", "items": {"type": "string"}}, "a:1,b:2", True),
         ({"type": "array", "items": {"type": "string"}}, '["a:1"]', True),
+        ({"type": "array", "items": {"type": "integer"}}, "5,25,50", True),
+        ({"type": "array", "items": {"type": "integer"}}, "5,25,half", False),
         ({"anyOf": [{"type": "integer"}, {"type": "null"}]}, "null", True),
         ({"enum": ["float32", "bfloat16"]}, "float16", False),
     ],

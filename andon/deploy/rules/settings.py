@@ -108,7 +108,10 @@ def _readings(text: str) -> Iterator[Json]:
     try:
         yield json.loads(text)
     except ValueError:
-        yield [part.strip() for part in text.split(",")]
+        parts = [part.strip() for part in text.split(",")]
+        yield parts
+        if all(part.isdigit() for part in parts):
+            yield [int(part) for part in parts]
 
 
 def _is_path(schema: Mapping[str, Any]) -> bool:
