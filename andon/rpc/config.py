@@ -189,11 +189,15 @@ class _EnvironmentSource(EnvSettingsSource):
     """Takes lists as people write them, ``a,b``, beside JSON."""
 
     def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
-        """Decode JSON, and split what is none at its commas; whether that fits is the field's to say."""
+        """Decode JSON, and split what is none at its commas; whether that fits is the field's to say. A
+        number is a list of one.
+        """
         try:
-            return super().decode_complex_value(field_name, field, value)
+            decoded = super().decode_complex_value(field_name, field, value)
         except ValueError:
-            return [part.strip() for part in str(value).split(",")]
+            decoded = 0
+        is_number = isinstance(decoded, int | float) and not isinstance(decoded, bool)
+        return [part.strip() for part in str(value).split(",")] if is_number else decoded
 
 
 def is_loopback(host: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from andon.rpc.config import Port
 from services.canary.config import EvidenceConfig
@@ -50,12 +50,6 @@ class JudgeConfig(EvidenceConfig):
     """And at most: what has not been shown by then is not let go on."""
     ready_s: float = Field(default=600.0, gt=0)
     """How long both sides, and the cord, may take until they answer."""
-
-    @field_validator("steps", mode="before")
-    @classmethod
-    def _one_step(cls, value: object) -> object:
-        """A variable with one number is no list."""
-        return [value] if isinstance(value, int) else value
 
     @model_validator(mode="after")
     def _check_step(self) -> JudgeConfig:

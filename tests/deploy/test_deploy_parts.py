@@ -76,6 +76,7 @@ def test_quantities(text: str, number: float) -> None:
         ({"type": "array", "items": {"type": "string"}}, "a:1,b:2", True),
         ({"type": "array", "items": {"type": "string"}}, '["a:1"]', True),
         ({"type": "array", "items": {"type": "integer"}}, "5,25,50", True),
+        ({"type": "array", "items": {"type": "integer"}}, "50", True),
         ({"type": "array", "items": {"type": "integer"}}, "5,25,half", False),
         ({"anyOf": [{"type": "integer"}, {"type": "null"}]}, "null", True),
         ({"enum": ["float32", "bfloat16"]}, "float16", False),
