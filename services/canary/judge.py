@@ -68,9 +68,8 @@ class Judgement:
         return self.decision.kind in (Kind.ADVANCE, Kind.PROMOTE)
 
     def to_values(self) -> dict[str, Any]:
-        """For JSON; ``gates`` has the numbers by gate."""
+        """For JSON; ``gates`` has the numbers by gate, the error rates are this step's."""
         gates = () if self.rollout is None else self.rollout.gates
-        rates = self.config.spec("policy/1").rates if self.rollout is None else self.rollout.spec.rates
         return {
             "good": self.is_good,
             "decision": self.decision.kind.value,
@@ -80,8 +79,8 @@ class Judgement:
             "step": self.config.step,
             "steps": self.config.steps,
             "seconds": round(self.seconds, 3),
-            "promotion_error_rate": rates.promotion,
-            "rollback_error_rate": rates.rollback,
+            "promotion_error_rate": self.config.rates.promotion,
+            "rollback_error_rate": self.config.rates.rollback,
             "gates": {gate.rule.name: {"verdict": gate.verdict.value, **gate.numbers()} for gate in gates},
             "problems": self.problems,
         }

@@ -70,6 +70,13 @@ class JudgeConfig(EvidenceConfig):
         targets: list[str] = getattr(self, f"{side}_targets")
         return [Address.parse(target) for target in targets]
 
+    @property
+    def rates(self) -> ErrorRates:
+        """Of this step. A rollout promotes by its last step's word and is rolled back by any step's."""
+        return ErrorRates(
+            promotion=self.promotion_error_rate, rollback=self.rollback_error_rate / len(self.steps)
+        )
+
     def spec(self, candidate: str) -> RolloutSpec:
         """The rollout of which the judge sees one step. Raises ValueError for what makes none."""
         return RolloutSpec(
@@ -78,10 +85,7 @@ class JudgeConfig(EvidenceConfig):
             gates=chosen_gates(
                 with_people=self.ask_people, boundaries=self.boundaries, left_out=self.left_out_gates
             ),
-            # A rollout promotes by one step's word and is rolled back by any step's.
-            rates=ErrorRates(
-                promotion=self.promotion_error_rate, rollback=self.rollback_error_rate / len(self.steps)
-            ),
+            rates=self.rates,
             least_s=self.least_s,
             longest_s=self.longest_s,
             ready_s=self.ready_s,

@@ -51,17 +51,23 @@ def spec_of(message: canary_pb2.RolloutSpec, store: ModelStore) -> RolloutSpec:
         raise NotALanguageModelError(candidate)
     if message.when_equal not in _WHEN_EQUAL:
         raise InvalidRolloutError("when_equal is not one of its values")
+    boundaries = {moved.gate: moved.boundary for moved in message.boundaries}
+    if len(boundaries) < len(message.boundaries):
+        raise InvalidRolloutError("boundaries name a gate twice")
     try:
         gates = chosen_gates(
             with_people=message.ask_people,
-            boundaries={changed.gate: changed.boundary for changed in message.boundaries},
+            boundaries=boundaries,
             left_out=message.left_out_gates,
         )
         spec = RolloutSpec(candidate=candidate, gates=gates)
         given = {field.name: value for field, value in message.ListFields()}
 
         def seconds(field: str, default: float) -> float:
-            return duration_to_seconds(given[field]) if field in given else default
+            if field not in given:
+                return default
+            given[field].ToJsonString()  # raises ValueError for what is no duration, such as 1 s and -5 ns
+            return duration_to_seconds(given[field])
 
         return replace(
             spec,

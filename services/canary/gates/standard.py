@@ -46,6 +46,9 @@ def chosen_gates(
 ) -> tuple[GateRule, ...]:
     """The standard gates with other boundaries, without some. Raises ValueError for what makes no gate."""
     gates = {rule.name: rule for rule in standard_gates(with_people=with_people)}
+    left_out = list(left_out)
+    if ignored := [name for name in boundaries if name in left_out]:
+        raise ValueError(f"{', '.join(ignored)}: a gate that is left out has no boundary")
     for name, boundary in boundaries.items():
         if name not in gates:
             raise ValueError(f"no gate {name!r}; there are {', '.join(gates)}")
