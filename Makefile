@@ -89,7 +89,7 @@ bench-cord: setup ## time how soon a pulled cord is heard and training stands st
 bench-guards: setup ## plant faults into the built-in loop and count what the guards see (about an hour)
 	$(BIN)/python -m benchmarks.guards
 
-bench-canary: setup ## simulate rollouts of candidates of known quality (25 minutes)
+bench-canary: setup ## simulate rollouts of candidates of known quality (ten minutes)
 	$(BIN)/python -m benchmarks.canary
 
 dashboards: setup ## run a loop under a real Prometheus and draw the Grafana dashboards into docs/images

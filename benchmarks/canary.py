@@ -23,13 +23,16 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.labeling_processes import ROOT, write_results
-from services.canary.decisions import Kind, decide
+from services.canary.decisions import Decision, Kind, decide
 from services.canary.gates import standard
+from services.canary.judge_config import JudgeConfig
 from services.canary.rollout import Phase, Rollout, RolloutSpec
 
 PAIRS_PER_TICK = 8  # probed prompts
 CALLS_PER_TICK = 40  # of users to the canary
 TICK_S = 10.0
+LEAST_S, LONGEST_S = 60.0, 3600.0  # of a step
+STEPS = RolloutSpec.__dataclass_fields__["steps"].default
 NOISE = {  # standard deviations of one pair
     standard.SCORE: 1.0,
     standard.KL: 6.0,
@@ -38,7 +41,7 @@ NOISE = {  # standard deviations of one pair
     standard.LATENCY: 0.3,
 }
 DOCUMENT = ROOT / "docs" / "canary.md"
-BEGIN, END = "<!-- measured: benchmarks/results/canary.json -->", "<!-- end -->"
+END = "<!-- end -->"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,51 +96,95 @@ SCENARIOS = (
 
 
 def simulate(scenario: Scenario, *, number: int, with_people: bool = True) -> dict[str, Any]:
-    """One rollout: how it ended, and after how many pairs."""
+    """One rollout by the controller: how it ended, and after how many pairs."""
     random = np.random.default_rng([number, *scenario.name.encode()])
     spec = RolloutSpec(
         candidate="policy/12",
         gates=standard.standard_gates(with_people=with_people),
-        least_s=60.0,
-        longest_s=3600.0,
+        least_s=LEAST_S,
+        longest_s=LONGEST_S,
     )
     rollout = Rollout.begin(spec, rollout_id="simulated", stable="policy/11", now_s=0.0)
     rollout = rollout.at_step(0, reason="begins", now_s=0.0)
-    now_s, pairs, most_percent = 0.0, 0, 0
+    ticks, most_percent = 0, 0
     while True:
-        now_s += TICK_S
-        pairs += PAIRS_PER_TICK
         most_percent = max(most_percent, rollout.canary_percent)
+        rollout, decision, looked = _until_decided(rollout, random, scenario)
+        ticks += looked
+        if decision.kind is not Kind.ADVANCE:
+            return _ended(rollout, decision, ticks=ticks, most_percent=most_percent)
+        rollout = rollout.at_step(rollout.step + 1, reason=decision.reason, now_s=ticks * TICK_S)
+
+
+def simulate_judges(scenario: Scenario, *, number: int, **settings: Any) -> dict[str, Any]:
+    """One rollout by another hand, with a judge at each step: how it ended, and after how many pairs.
+
+    ``settings`` are of ``JudgeConfig``.
+    """
+    random = np.random.default_rng([number, *scenario.name.encode()])
+    ticks, most_percent = 0, 0
+    for step in range(1, len(STEPS) + 1):
+        judge = JudgeConfig(
+            **{
+                "prompts": "simulated",
+                "steps": list(STEPS),
+                "step": step,
+                "ask_people": True,
+                "least_s": LEAST_S,
+                "longest_s": LONGEST_S,
+                **settings,
+            }
+        )
+        rollout = Rollout.begin(
+            judge.spec("policy/12"), rollout_id="simulated", stable="policy/11", now_s=0.0
+        ).at_step(step - 1, reason="begins", now_s=0.0)
+        most_percent = max(most_percent, rollout.canary_percent)
+        rollout, decision, looked = _until_decided(rollout, random, scenario)
+        ticks += looked
+        if decision.kind is not Kind.ADVANCE:
+            break
+    return _ended(rollout, decision, ticks=ticks, most_percent=most_percent)
+
+
+def _until_decided(
+    rollout: Rollout, random: np.random.Generator, scenario: Scenario
+) -> tuple[Rollout, Decision, int]:
+    """The rollout when its present step is decided, the decision, and after how many looks."""
+    names = {gate.rule.name for gate in rollout.gates}
+    ticks = 0
+    while True:
+        ticks += 1
         values = {
             name: random.normal(scenario.means.get(name, 0.0), noise, PAIRS_PER_TICK)
             for name, noise in NOISE.items()
         }
         values[standard.SHORTER] = -values[standard.LONGER]
-        if with_people:
+        if standard.PEOPLE in names:
             values[standard.PEOPLE] = (random.random(PAIRS_PER_TICK) < scenario.preferred).astype(float)
         failed = int(random.binomial(CALLS_PER_TICK, scenario.failing))
-        calls = {1.0: CALLS_PER_TICK - failed, 0.0: failed}
-        rollout = rollout.after(values).after_counts({standard.CALLS: calls})
-        decision = decide(rollout, now_s=now_s)
-        match decision.kind:
-            case Kind.ADVANCE:
-                rollout = rollout.at_step(rollout.step + 1, reason=decision.reason, now_s=now_s)
-            case Kind.PROMOTE | Kind.ROLL_BACK:
-                break
-    by_gate = [gate.rule.name for gate in rollout.gates if gate.failed]
+        counts = {standard.CALLS: {1.0: CALLS_PER_TICK - failed, 0.0: failed}}
+        rollout = rollout.after({name: seen for name, seen in values.items() if name in names})
+        rollout = rollout.after_counts({name: seen for name, seen in counts.items() if name in names})
+        decision = decide(rollout, now_s=rollout.phase_began_s + ticks * TICK_S)
+        if decision.kind is not Kind.CONTINUE:
+            return rollout, decision, ticks
+
+
+def _ended(rollout: Rollout, decision: Decision, *, ticks: int, most_percent: int) -> dict[str, Any]:
+    is_promoted = decision.kind is Kind.PROMOTE
     return {
-        "end": (Phase.PROMOTED if decision.kind is Kind.PROMOTE else Phase.ROLLED_BACK).value,
-        "failed": by_gate,
-        "pairs": pairs,
-        "seconds": now_s,
+        "end": (Phase.PROMOTED if is_promoted else Phase.ROLLED_BACK).value,
+        "failed": [gate.rule.name for gate in rollout.gates if gate.failed],
+        "pairs": ticks * PAIRS_PER_TICK,
+        "seconds": ticks * TICK_S,
         "most_percent": most_percent,
     }
 
 
-def measure(scenario: Scenario, *, rollouts: int, jobs: int) -> dict[str, Any]:
-    """Many rollouts of one scenario."""
+def measure(way: str, scenario: Scenario, *, rollouts: int, jobs: int) -> dict[str, Any]:
+    """Many rollouts of one scenario, in one of ``WAYS``."""
     with ProcessPoolExecutor(max_workers=jobs) as pool:
-        ends = list(pool.map(_one, [(scenario, number) for number in range(rollouts)], chunksize=20))
+        ends = list(pool.map(_one, [(way, scenario, number) for number in range(rollouts)], chunksize=20))
     promoted = [end for end in ends if end["end"] == Phase.PROMOTED.value]
     failed = [end for end in ends if end["failed"]]
     interval = stats.binomtest(len(promoted), rollouts).proportion_ci(method="exact")
@@ -157,9 +204,12 @@ def measure(scenario: Scenario, *, rollouts: int, jobs: int) -> dict[str, Any]:
     }
 
 
-def _one(what: tuple[Scenario, int]) -> dict[str, Any]:
-    scenario, number = what
-    return simulate(scenario, number=number)
+WAYS = {"canary": simulate, "canary_judges": simulate_judges}  # by the name of their results
+
+
+def _one(what: tuple[str, Scenario, int]) -> dict[str, Any]:
+    way, scenario, number = what
+    return WAYS[way](scenario, number=number)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -186,30 +236,33 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def with_table(document: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """The document with what was measured between its marks."""
-    before, begin, rest = document.partition(BEGIN)
+def with_table(document: str, way: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """The document with what was measured between the marks of one of ``WAYS``."""
+    mark = f"<!-- measured: benchmarks/results/{way}.json -->"
+    before, begin, rest = document.partition(mark)
     _old, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"the document has no marks {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{table(rows)}\n{END}{after}"
+        raise ValueError(f"the document has no marks {mark} and {END}")
+    return f"{before}{mark}\n{table(rows)}\n{END}{after}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Simulate, write ``results/canary.json`` and the table in ``docs/canary.md``."""
+    """Simulate, write results and the tables in ``docs/canary.md``."""
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--rollouts", type=int, default=1000, help="of each scenario")
     flags.add_argument("--jobs", type=int, default=2)
+    flags.add_argument("--way", choices=WAYS, action="append", help="by the controller, by judges; both")
     flags.add_argument("--no-results", action="store_true", help="write nothing")
     arguments = flags.parse_args(argv)
-    rows = []
-    for scenario in SCENARIOS:
-        rows.append(measure(scenario, rollouts=arguments.rollouts, jobs=arguments.jobs))
-        print(json.dumps(rows[-1]), flush=True)
-    if not arguments.no_results:
-        path: Path = write_results("canary", rows)
-        DOCUMENT.write_text(with_table(DOCUMENT.read_text(), rows))
-        print(path)
+    for way in arguments.way or WAYS:
+        rows = []
+        for scenario in SCENARIOS:
+            rows.append(measure(way, scenario, rollouts=arguments.rollouts, jobs=arguments.jobs))
+            print(json.dumps(rows[-1]), flush=True)
+        if not arguments.no_results:
+            path: Path = write_results(way, rows)
+            DOCUMENT.write_text(with_table(DOCUMENT.read_text(), way, rows))
+            print(path)
     return 0
 
 

@@ -11,30 +11,37 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from andon.rpc.config import ServerConfig
+from andon.rpc.config import ProgramConfig
 from scripts.metrics_table import tables
 
 OUT = Path(__file__).parents[1] / "andon" / "deploy" / "contract.json"
-SERVICES = ("canary", "labeling", "policy", "reference", "reward", "trainer")
+# What runs in pods, by the prefix of its variables: the module of its settings.
+PROGRAMS = {
+    "canary": "services.canary.config",
+    "judge": "services.canary.judge_config",
+    "labeling": "services.labeling.config",
+    "policy": "services.policy.config",
+    "reference": "services.reference.config",
+    "reward": "services.reward.config",
+    "trainer": "services.trainer.config",
+}
 
 
-def config_class(service: str) -> type[ServerConfig]:
-    """The class of a service's settings."""
-    module = importlib.import_module(f"services.{service}.config")
-    found = getattr(module, f"{service.capitalize()}Config")
-    assert issubclass(found, ServerConfig)
+def config_class(program: str) -> type[ProgramConfig]:
+    """The class of a program's settings."""
+    found = getattr(importlib.import_module(PROGRAMS[program]), f"{program.capitalize()}Config")
+    assert issubclass(found, ProgramConfig)
     return found
 
 
-def settings(service: str) -> dict[str, Any]:
-    """The JSON schema of a service's settings, without prose."""
-    schema = config_class(service).model_json_schema()
+def settings(program: str) -> dict[str, Any]:
+    """The JSON schema of a program's settings, without prose."""
+    schema = config_class(program).model_json_schema()
     return {
         "type": "object",
         "additionalProperties": False,
@@ -53,14 +60,10 @@ def _without_words(schema: Any) -> Any:
 def contract() -> str:
     """The whole file."""
     content = {
-        "settings": {service: settings(service) for service in SERVICES if _exists(service)},
+        "settings": {program: settings(program) for program in PROGRAMS},
         "series": sorted({name for rows in tables().values() for row in rows for name in row.series}),
     }
     return json.dumps(content, indent=1, sort_keys=True) + "\n"
-
-
-def _exists(service: str) -> bool:
-    return importlib.util.find_spec(f"services.{service}.config") is not None
 
 
 def main() -> int:

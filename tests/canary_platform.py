@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from andon.errors import FailedPreconditionError
-from services.canary.controller import Observations
+from services.canary.observing import Observations
 from services.canary.platform import Readiness, RecordedDecision, Replica, StoredRollout, Track
 from services.canary.rollout import Rollout
 

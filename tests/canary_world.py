@@ -5,7 +5,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from andon.client.canary import CanaryClient, RolloutState, RolloutWish
+from andon.client.policy import PolicyClient
 from andon.envoy import read_canary_percent, write_routes
 from andon.errors import InternalError
 from andon.modeling.store import ModelStore
@@ -21,6 +22,8 @@ from andon.rpc.convert import model_version_to_proto
 from andon.rpc.server import RunningServer
 from services.canary.config import CanaryConfig
 from services.canary.service import CanaryService
+from services.labeling.config import LabelingConfig
+from services.labeling.service import LabelingService
 from services.policy.config import PolicyConfig
 from services.policy.service import PolicyService
 from services.reference.config import ReferenceConfig
@@ -41,6 +44,7 @@ class Faults:
     delay_s: float = 0.0  # before every sample
     fails: bool = False
     claims: str = ""  # the version that it says it serves, whatever it was told to load
+    sampled: threading.Event = field(default_factory=threading.Event)  # since it was last cleared
 
 
 class FaultyPolicyService(PolicyService):
@@ -56,6 +60,7 @@ class FaultyPolicyService(PolicyService):
         sample, get_info, load = honest.Sample, honest.GetModelInfo, honest.LoadModel
 
         async def sample_badly(request: Any, context: Any) -> Any:
+            self._faults.sampled.set()
             await asyncio.sleep(self._faults.delay_s)
             if self._faults.fails:
                 raise InternalError("out of memory", reason="SAMPLING_FAILED")
@@ -157,6 +162,11 @@ class CanaryWorld:
     def stop(self, running: RunningServer) -> None:
         asyncio.run_coroutine_threadsafe(running.stop(grace_s=2.0), self._loop).result(TIMEOUT_S)
 
+    def serve_canary(self, version: str) -> None:
+        """Have the canary's process load a version, as a cluster would that gives it new pods."""
+        with PolicyClient(self.canary.target) as client:
+            client.load_model(version)
+
     def wish(self, candidate: str, **changes: Any) -> RolloutWish:
         return RolloutWish(
             **{
@@ -171,8 +181,6 @@ class CanaryWorld:
 
     def served(self, running: RunningServer) -> str:
         """What a policy process says that it serves."""
-        from andon.client.policy import PolicyClient
-
         with PolicyClient(running.target) as client:
             return str(client.model_info().model)
 
@@ -212,3 +220,16 @@ def canary_world(
 ) -> Iterator[CanaryWorld]:
     with ExitStack() as stack:
         yield CanaryWorld(tmp_path, serve, server_loop, stack)
+
+
+@pytest.fixture
+def labeling(serve: Serve, tmp_path: Path, tokens_file: Path) -> RunningServer:
+    config = LabelingConfig(
+        port=0,
+        metrics_port=0,
+        web_port=0,
+        database=f"sqlite:///{tmp_path}/labeling.sqlite3",
+        tokens_file=tokens_file,
+    )
+    registry = CollectorRegistry()
+    return serve(LabelingService(config, registry), config, registry)

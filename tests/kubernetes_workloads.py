@@ -16,7 +16,16 @@ from typing import Literal
 import yaml
 
 from tests.kubernetes_api import FakeKubernetes
-from tests.kubernetes_objects import DEPLOYMENTS, PODS, ROUTES, Change, Object, ObjectStore, has_labels
+from tests.kubernetes_objects import (
+    DEPLOYMENTS,
+    EVENTS,
+    PODS,
+    ROUTES,
+    Change,
+    Object,
+    ObjectStore,
+    has_labels,
+)
 
 MANIFESTS = Path(__file__).parents[1] / "deploy" / "k8s"
 STABLE, CANARY, ROUTE = "andon-policy", "andon-policy-canary", "andon-policy"
@@ -43,10 +52,19 @@ def role_rules() -> list[Object]:
 class Workloads:
     """Plays the Deployment controller for the two tracks of the policy."""
 
-    def __init__(self, api: FakeKubernetes, *, stable_model: str = "policy/1") -> None:
+    def __init__(
+        self,
+        api: FakeKubernetes,
+        *,
+        stable_model: str = "policy/1",
+        address: Callable[[str], tuple[str, int, int]] | None = None,
+    ) -> None:
+        """``address`` gives IP and ports (gRPC, metrics) of a model's pods, which are made up without it."""
         self.behaviours: dict[str, Behaviour] = {}  # by model; ready for those not named
-        self.address: Callable[[str], tuple[str, int, int]] | None = None  # ip and ports by model
-        self.rolled: list[tuple[str, str, int]] = []  # deployment, model, replicas: every change of a spec
+        self._address = address
+        self.rolled: list[
+            tuple[str, str, int]
+        ] = []  # deployment, model, replicas: every change, creation too
         self.routed: list[int] = []  # the canary's weight: every change of the route
         self._objects: ObjectStore = api.objects
         self._numbers = itertools.count(1)
@@ -75,6 +93,11 @@ class Workloads:
     def models_served(self, deployment: str) -> list[str]:
         """By ready pods."""
         return [_model({"spec": {"template": pod}}) for pod in self._pods(deployment) if _is_ready(pod)]
+
+    def events(self) -> list[Object]:
+        """What was told of the rollouts, oldest first."""
+        events, _ = self._objects.list(EVENTS)
+        return sorted(events, key=lambda event: int(event["metadata"]["resourceVersion"]))
 
     # --- what the cluster does -----------------------------------------------------------------------------
 
@@ -135,8 +158,8 @@ class Workloads:
         pod = copy.deepcopy(deployment["spec"]["template"])
         number = next(self._numbers)
         pod["metadata"]["name"] = f"{name}-{number:05x}"
-        if self.address is not None:
-            _, grpc_port, metrics_port = self.address(_model(deployment))
+        if self._address is not None:
+            _, grpc_port, metrics_port = self._address(_model(deployment))
             ports = {"grpc": grpc_port, "metrics": metrics_port}
             for port in pod["spec"]["containers"][0]["ports"]:
                 port["containerPort"] = ports.get(port["name"], port["containerPort"])
@@ -145,7 +168,7 @@ class Workloads:
     def _pod_status(self, pod: Object, behaviour: Behaviour) -> Object:
         number = int(pod["metadata"]["name"].rpartition("-")[2], 16)
         model = _model({"spec": {"template": pod}})
-        ip = f"10.0.0.{number}" if self.address is None else self.address(model)[0]
+        ip = f"10.0.0.{number}" if self._address is None else self._address(model)[0]
         state: Object = {"running": {"startedAt": "2026-01-01T00:00:00Z"}}
         container = {
             "name": "policy",

@@ -63,8 +63,15 @@ class Planting:
         self.manifests.remove(self.find(place))
 
     def pod(self, place: str) -> Any:
-        """The pod's spec of a workload."""
-        return self.find(place)["spec"]["template"]["spec"]
+        """The pod's spec of a workload, or of an analysis's first Job."""
+        spec = self.find(place)["spec"]
+        if "metrics" in spec:
+            spec = self.job(place)["spec"]
+        return spec["template"]["spec"]
+
+    def job(self, place: str) -> Any:
+        """The Job of an analysis's first metric."""
+        return self.find(place)["spec"]["metrics"][0]["provider"]["job"]
 
     def container(self, place: str) -> Any:
         """Its first container."""

@@ -11,6 +11,7 @@ from andon.deploy.kustomize import Manifest
 from andon.deploy.objects import look_at, where
 from andon.deploy.requirements import Requirements
 from andon.deploy.rules import Scene
+from andon.deploy.rules.analyses import analysis_findings
 from andon.deploy.rules.calls import call_findings
 from andon.deploy.rules.images import image_findings
 from andon.deploy.rules.namespaces import namespace_findings
@@ -34,6 +35,7 @@ RULES = (
     probe_findings,
     setting_findings,
     series_findings,
+    analysis_findings,
     image_findings,
     security_findings,
 )

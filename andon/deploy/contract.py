@@ -15,7 +15,9 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contract:
-    """``settings`` holds a JSON schema by service; ``series`` all names that a query may use."""
+    """``settings`` holds a JSON schema by service, and one for the judge; ``series`` all names that a query
+    may use.
+    """
 
     settings: Mapping[str, Mapping[str, Any]]  # Any: JSON schemas
     series: frozenset[str]

@@ -7,16 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from andon.deploy.objects import Json, Pods
+from andon.deploy.objects import Json, Pods, arguments_in
 from andon.deploy.rules import Scene
 from andon.deploy.rules.references import volume_keys
 
-_SERVICE = re.compile(r"services\.([a-z]+)")
+# The judge is a program of the canary service and has settings of its own: services.canary.judge.
+_SERVICE = re.compile(r"services\.(?:[a-z]+\.)?([a-z]+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variable:
-    """One variable; the value is None where it comes from a Secret or the pod's own facts."""
+    """One variable; the value is None where it comes from a Secret, the pod's own facts or an analysis's
+    arguments.
+    """
 
     value: str | None
 
@@ -46,7 +49,8 @@ def environment_of(scene: Scene, container: Mapping[str, Json]) -> dict[str, Var
 def _value_of(scene: Scene, entry: Mapping[str, Json]) -> str | None:
     source = entry.get("valueFrom")
     if source is None:
-        return str(entry.get("value", ""))
+        text = str(entry.get("value", ""))
+        return None if arguments_in(text) else text
     reference = source.get("configMapKeyRef")
     if reference is None:
         return None

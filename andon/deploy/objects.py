@@ -5,6 +5,8 @@ Everything is looked at as it would stand in one namespace, which the objects th
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +15,8 @@ from andon.deploy.kustomize import Manifest
 
 # Any, here and below: the JSON of an object's part
 Json = Any
+
+_ARGUMENT = re.compile(r"\{\{\s*args\.([\w.-]+?)\s*\}\}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +103,34 @@ def _expression_holds(expression: Mapping[str, Json], labels: Mapping[str, str])
             return value is None
 
 
+def analysis_jobs(manifest: Manifest) -> Iterator[tuple[str, Mapping[str, Json]]]:
+    """The Jobs of an AnalysisTemplate, each with the name of its metric."""
+    for metric in manifest["spec"].get("metrics", []):
+        job = metric["provider"].get("job")
+        if job is not None:
+            yield metric["name"], job
+
+
+def declared_arguments(manifest: Manifest) -> dict[str, str | None]:
+    """The arguments of an AnalysisTemplate; None where it says no value of its own."""
+    return {argument["name"]: argument.get("value") for argument in manifest["spec"].get("args", [])}
+
+
+def arguments_in(text: str) -> set[str]:
+    """The arguments of an analysis that a text asks Argo to put in."""
+    return set(_ARGUMENT.findall(text))
+
+
+def with_arguments(part: Json, values: Mapping[str, str | None]) -> Json:
+    """A part of an analysis with those arguments put in whose values are known."""
+
+    def value_of(found: re.Match[str]) -> str:
+        value = values.get(found[1])
+        return found[0] if value is None else json.dumps(value)[1:-1]
+
+    return json.loads(_ARGUMENT.sub(value_of, json.dumps(part)))
+
+
 def look_at(manifests: Sequence[Manifest]) -> Cluster:
     """The manifests with their pods found."""
     by_name = {
@@ -122,6 +154,10 @@ def _pods_of(manifest: Manifest, by_name: Mapping[tuple[str, str], Manifest]) ->
         case "Rollout":
             if "template" in spec:
                 yield _pods(manifest, spec["template"])
+        case "AnalysisTemplate":
+            values = declared_arguments(manifest)
+            for _metric, job in analysis_jobs(manifest):
+                yield _pods(manifest, with_arguments(job["spec"].get("template"), values))
 
 
 def _pods(manifest: Manifest, template: Mapping[str, Json] | None) -> Pods:

@@ -7,6 +7,7 @@ name of a public model. Whether the thing named exists is not decided here.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ RESERVED_FOLDERS = frozenset({"aliases", "reservations"})  # the store's own, be
 _FAMILY = r"[a-z][a-z0-9_-]{0,63}"
 _VERSION_NAME = re.compile(rf"({_FAMILY})/0*([0-9]{{1,12}})")
 _ALIAS_NAME = re.compile(rf"({_FAMILY})@([a-z0-9][a-z0-9_.-]{{0,63}})")
+# With a longer name, or part of one between slashes, a file system fails instead of finding nothing.
+MAX_NAME_CHARS, MAX_PART_BYTES = 1024, 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +68,16 @@ ModelName = ModelVersion | ModelAlias | ModelSource
 def parse_model_name(name: str) -> ModelName:
     """Read ``policy/12``, ``policy@stable``, a folder, or a Hugging Face name.
 
-    Raises InvalidArgumentError INVALID_MODEL_NAME for an empty name, version 0, or a broken alias.
+    Raises InvalidArgumentError INVALID_MODEL_NAME for an empty name, one that no file could have, version 0,
+    or a broken alias.
     """
+    too_long = len(name) > MAX_NAME_CHARS or any(
+        len(os.fsencode(part)) > MAX_PART_BYTES for part in name.split("/")
+    )
+    if too_long:
+        raise InvalidArgumentError(
+            f"{name[:40]!r}... is too long for the name of a model", reason="INVALID_MODEL_NAME"
+        )
     if not name or name != name.strip() or "\0" in name:
         raise InvalidArgumentError(
             f"{name!r} is not the name of a model", reason="INVALID_MODEL_NAME", name=name

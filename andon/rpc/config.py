@@ -45,12 +45,35 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 Values = dict[str, Any]
 
 
-class ServerConfig(BaseSettings):
-    """What every service can be told. Services add fields and set their own default ports."""
+class ProgramConfig(BaseSettings):
+    """What every program can be told that ``load_config`` configures."""
 
     model_config = SettingsConfigDict(
         extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True
     )
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """The least severe level that is logged."""
+    log_format: Literal["json", "console"] = "json"
+    """One JSON object per line, or lines for people."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take arguments only: ``load_config`` merges the other sources, so a test's config depends on
+        nothing else.
+        """
+        return (init_settings,)
+
+
+class ServerConfig(ProgramConfig):
+    """What every service can be told. Services add fields and set their own default ports."""
 
     host: str = "127.0.0.1"
     """Address of the gRPC port."""
@@ -108,24 +131,6 @@ class ServerConfig(BaseSettings):
     """How long the port stays open after health says NOT_SERVING, so that load balancers see it."""
     drain_grace_s: float = Field(default=10.0, ge=0)
     """How long running calls may take after SIGTERM before they are cancelled."""
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    """The least severe level that is logged."""
-    log_format: Literal["json", "console"] = "json"
-    """One JSON object per line, or lines for people."""
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Take arguments only: ``load_config`` merges the other sources, so a test's config depends on
-        nothing else.
-        """
-        return (init_settings,)
 
     def open_addresses(self) -> list[tuple[str, str]]:
         """Fields with addresses on which nothing is encrypted, and their values."""
@@ -177,18 +182,22 @@ class ServerConfig(BaseSettings):
         return self
 
 
-C = TypeVar("C", bound=ServerConfig)
+C = TypeVar("C", bound=ProgramConfig)
 
 
 class _EnvironmentSource(EnvSettingsSource):
     """Takes lists as people write them, ``a,b``, beside JSON."""
 
     def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
-        """Decode JSON, and split what is none at its commas; whether that fits is the field's to say."""
+        """Decode JSON, and split what is none at its commas; whether that fits is the field's to say. A
+        number is a list of one.
+        """
         try:
-            return super().decode_complex_value(field_name, field, value)
+            decoded = super().decode_complex_value(field_name, field, value)
         except ValueError:
-            return [part.strip() for part in str(value).split(",")]
+            decoded = 0
+        is_number = isinstance(decoded, int | float) and not isinstance(decoded, bool)
+        return [part.strip() for part in str(value).split(",")] if is_number else decoded
 
 
 def is_loopback(host: str) -> bool:
@@ -205,12 +214,14 @@ def load_config(
     config_type: type[C],
     *,
     service: str,
+    module: str | None = None,
     argv: Sequence[str] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> C:
     """Merge flags, environment and file into a valid config, or end the process with exit code 2 and a
-    message.
+    message. ``module`` is what ``python -m`` runs; ``services.<service>`` when left out.
     """
+    module = module or f"services.{service}"
     arguments = list(sys.argv[1:] if argv is None else argv)
     variables = dict(os.environ if environment is None else environment)
     prefix = f"ANDON_{service.upper()}_"
@@ -219,16 +230,16 @@ def load_config(
         file_name = file_name or variables.get(prefix + "CONFIG")
         values = _read_file(Path(file_name)) if file_name else {}
         _merge(values, _read_environment(config_type, variables, prefix))
-        _merge(values, _read_flags(config_type, arguments, service))
+        _merge(values, _read_flags(config_type, arguments, module))
         return config_type(**values)
     except ValidationError as error:
-        _exit(service, "; ".join(_describe(config_type, detail) for detail in error.errors()))
+        _exit(module, "; ".join(_describe(config_type, detail) for detail in error.errors()))
     except (SettingsError, OSError, yaml.YAMLError, ValueError) as error:
-        _exit(service, str(error))
+        _exit(module, str(error))
 
 
-def _exit(service: str, message: str) -> NoReturn:
-    sys.stderr.write(f"services.{service}: bad configuration: {message}\n")
+def _exit(module: str, message: str) -> NoReturn:
+    sys.stderr.write(f"{module}: bad configuration: {message}\n")
     raise SystemExit(2)
 
 
@@ -272,11 +283,11 @@ def _read_environment(config_type: type[C], variables: Mapping[str, str], prefix
     return source()
 
 
-def _read_flags(config_type: type[C], arguments: list[str], service: str) -> Values:
+def _read_flags(config_type: type[C], arguments: list[str], module: str) -> Values:
     """Parse the flags; argparse itself ends the process with code 2 on an unknown one and 0 on --help."""
     source: CliSettingsSource[Any] = CliSettingsSource(  # the parser type behind it is a free parameter
         config_type,
-        cli_prog_name=f"python -m services.{service}",
+        cli_prog_name=f"python -m {module}",
         cli_parse_args=[_with_dashes(argument) for argument in arguments],
         cli_implicit_flags=True,
         cli_kebab_case=True,

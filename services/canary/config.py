@@ -1,4 +1,7 @@
-"""Decides what the canary service can be told: where the samplers run, what to probe, whom to ask."""
+"""Decides what the canary service can be told: where the samplers run, what to probe, whom to ask.
+
+The judge (``judge_config``) shares what is said about evidence.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field, SecretStr, model_validator
 
-from andon.rpc.config import Port, ServerConfig
+from andon.rpc.config import Port, ProgramConfig, ServerConfig
 
 # Settings of the other platform, which would be ignored.
 _STATIC_ONLY = frozenset(
@@ -23,42 +26,15 @@ _STATIC_ONLY = frozenset(
 _KUBERNETES_ONLY = frozenset({"namespace", "kubeconfig", "kube_context", "canary_replicas"})
 
 
-class CanaryConfig(ServerConfig):
-    """Settings of ``python -m services.canary``."""
+class EvidenceConfig(ProgramConfig):
+    """How both sides are looked at, and what stops the line."""
 
-    port: Port = 50056
-    """gRPC port; 0 takes a free one and says which in the ready line."""
-    metrics_port: Port = 9106
-    """Prometheus port; 0 takes a free one."""
     store: Path = Path("andon-home/store")
     """Folder of the model store, shared with the other services; a promotion moves policy@stable in it."""
-    platform: Literal["kubernetes", "static"] = "static"
-    """Where the samplers run: in a cluster, or in processes that run already."""
-
-    namespace: str | None = None
-    """Kubernetes: of all objects; the pod's own when left out."""
-    kubeconfig: Path | None = None
-    """Kubernetes: credentials outside of a pod."""
-    kube_context: str | None = None
-    """Kubernetes: context of the kubeconfig; its current one when left out."""
-    canary_replicas: int = Field(default=1, ge=1)
-    """Kubernetes: replicas of the canary while a rollout goes on."""
-
-    stable_targets: list[str] = Field(default=["127.0.0.1:50051"], min_length=1)
-    """Static: every replica of stable by itself."""
-    canary_targets: list[str] = Field(default=["127.0.0.1:50061"], min_length=1)
-    """Static: every replica of the canary."""
-    stable_metrics_urls: list[str] = Field(default=[])
-    """Static: where each replica of stable shows its metrics, in the same order; none: not read."""
-    canary_metrics_urls: list[str] = Field(default=[])
-    """Static: the same for the canary. Without them the calls of users are no evidence."""
-    routes_folder: Path = Path("andon-home/envoy")
-    """Static: folder of Envoy's table of routes."""
-    record_folder: Path = Path("andon-home/canary")
-    """Static: folder of the record; one controller at a time may use it."""
-
     prompts: str | None = None
-    """Documents that both sides are probed with: a JSONL file, a folder or hf:NAME. No rollout without."""
+    """Documents that both sides are probed with: a JSONL file, a folder or hf:NAME. Without any nothing is
+    shown.
+    """
     reward_target: str = "127.0.0.1:50053"
     """The reward service."""
     reference_target: str = "127.0.0.1:50052"
@@ -66,11 +42,11 @@ class CanaryConfig(ServerConfig):
     labeling_target: str | None = "127.0.0.1:50054"
     """The labeling service: the cord, and people who compare."""
     labeling_token: SecretStr | None = None
-    """Bearer token of the labeling service, with the role "service"; better in ANDON_CANARY_LABELING_TOKEN
-    than in a flag. ANDON_TOKEN when left out.
+    """Bearer token of the labeling service, with the role "service"; better in the environment than in a
+    flag. ANDON_TOKEN when left out.
     """
     watch_cord: bool = True
-    """Whether a pulled cord rolls back. Without it only people at this service's own door can."""
+    """Whether a pulled cord rolls back. Without it only people at the controller's own door can."""
     cord_unheard_s: float = Field(default=120.0, gt=0)
     """How long the cord may go unheard before a rollout is rolled back."""
     project: str = ""
@@ -96,6 +72,49 @@ class CanaryConfig(ServerConfig):
     """Deadline of one call to another service."""
 
     @model_validator(mode="after")
+    def _check_cord(self) -> EvidenceConfig:
+        if self.watch_cord and self.labeling_target is None:
+            raise ValueError("watch_cord needs labeling_target")
+        return self
+
+    def token_for_labeling(self) -> str | None:
+        """The token in clear, for the connection only."""
+        return None if self.labeling_token is None else self.labeling_token.get_secret_value()
+
+
+class CanaryConfig(EvidenceConfig, ServerConfig):
+    """Settings of ``python -m services.canary``."""
+
+    port: Port = 50056
+    """gRPC port; 0 takes a free one and says which in the ready line."""
+    metrics_port: Port = 9106
+    """Prometheus port; 0 takes a free one."""
+    platform: Literal["kubernetes", "static"] = "static"
+    """Where the samplers run: in a cluster, or in processes that run already."""
+
+    namespace: str | None = None
+    """Kubernetes: of all objects; the pod's own when left out."""
+    kubeconfig: Path | None = None
+    """Kubernetes: credentials outside of a pod."""
+    kube_context: str | None = None
+    """Kubernetes: context of the kubeconfig; its current one when left out."""
+    canary_replicas: int = Field(default=1, ge=1)
+    """Kubernetes: replicas of the canary while a rollout goes on."""
+
+    stable_targets: list[str] = Field(default=["127.0.0.1:50051"], min_length=1)
+    """Static: every replica of stable by itself."""
+    canary_targets: list[str] = Field(default=["127.0.0.1:50061"], min_length=1)
+    """Static: every replica of the canary."""
+    stable_metrics_urls: list[str] = Field(default=[])
+    """Static: where each replica of stable shows its metrics, in the same order; none: not read."""
+    canary_metrics_urls: list[str] = Field(default=[])
+    """Static: the same for the canary. Without them the calls of users are no evidence."""
+    routes_folder: Path = Path("andon-home/envoy")
+    """Static: folder of Envoy's table of routes."""
+    record_folder: Path = Path("andon-home/canary")
+    """Static: folder of the record; one controller at a time may use it."""
+
+    @model_validator(mode="after")
     def _check_platform(self) -> CanaryConfig:
         ignored = _STATIC_ONLY if self.platform == "kubernetes" else _KUBERNETES_ONLY
         given = sorted(ignored & self.model_fields_set)
@@ -105,10 +124,4 @@ class CanaryConfig(ServerConfig):
             targets, urls = getattr(self, f"{side}_targets"), getattr(self, f"{side}_metrics_urls")
             if urls and len(urls) != len(targets):
                 raise ValueError(f"{side}_targets and {side}_metrics_urls must name the same replicas")
-        if self.watch_cord and self.labeling_target is None:
-            raise ValueError("watch_cord needs labeling_target")
         return self
-
-    def token_for_labeling(self) -> str | None:
-        """The token in clear, for the connection only."""
-        return None if self.labeling_token is None else self.labeling_token.get_secret_value()

@@ -8,42 +8,17 @@ then it is acted on: a roll-back that was decided is never forgotten.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Protocol
 
 import structlog
 
-from services.canary.decisions import Decision, Kind, decide
-from services.canary.platform import Platform, RecordedDecision, Replica, StoredRollout, Track
+from services.canary.decisions import Decision, Kind
+from services.canary.observing import Evidence, observe
+from services.canary.platform import Platform, RecordedDecision, StoredRollout, Track
 from services.canary.rollout import Phase, Rollout
 
 _log = structlog.stdlib.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Observations:
-    """What was seen since the last tick, by gate."""
-
-    values: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    counts: Mapping[str, Mapping[float, int]] = field(default_factory=dict)  # value -> times
-
-
-class Evidence(Protocol):
-    """Looks at the two sides. What cannot be asked now gives no values: a rollout must not hang on it."""
-
-    def lie_of(self, version: str, replicas: Sequence[Replica]) -> str | None:
-        """What is wrong with replicas that claim to serve ``version``; None where each does serve it.
-
-        One that cannot be reached tells no lie: its failed calls count in ``gather``.
-        """
-        ...
-
-    def gather(
-        self, rollout: Rollout, *, stable: Sequence[Replica], canary: Sequence[Replica]
-    ) -> Observations:
-        """Probe both sides once more. A side without a replica fails its calls."""
-        ...
 
 
 class Listener(Protocol):
@@ -142,12 +117,15 @@ class Controller:
         rollout, platform = stored.rollout, self._platform
         platform.route(rollout.canary_percent)  # where a crash left it, or somebody else's hand
         stable, canary = platform.replicas(Track.STABLE), platform.replicas(Track.CANARY)
-        emergency = self._emergency() or self._evidence.lie_of(rollout.spec.candidate, canary)
-        if emergency is None:
-            seen = self._evidence.gather(rollout, stable=stable, canary=canary)
-            rollout = rollout.after(seen.values).after_counts(seen.counts)
-            emergency = self._emergency()  # the probes took their time
-        return self._act(stored, rollout, decide(rollout, now_s=self._clock(), emergency=emergency))
+        rollout, decision = observe(
+            rollout,
+            self._evidence,
+            stable=stable,
+            canary=canary,
+            emergency=self._emergency,
+            clock=self._clock,
+        )
+        return self._act(stored, rollout, decision)
 
     def _promote(self, stored: StoredRollout) -> Rollout:
         rollout, platform = stored.rollout, self._platform

@@ -102,6 +102,10 @@ class CordWatch:
         """How long ago the cord was last heard."""
         return self._clock() - self._last_heard_s
 
+    def has_heard(self) -> bool:
+        """Whether the cord was heard at all."""
+        return self._cord is not None
+
     def hold(self) -> str | None:
         """Why the line must stand now; None when it may move."""
         cord = self._cord

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Literal
@@ -13,7 +12,7 @@ from andon.rpc.auth import current_caller
 from andon.rpc.convert import datetime_to_timestamp, duration_to_seconds
 from services.canary.errors import InvalidFieldError, InvalidRolloutError, NotALanguageModelError
 from services.canary.gates.gate import ErrorRates, Gate, Verdict
-from services.canary.gates.standard import standard_gates
+from services.canary.gates.standard import chosen_gates
 from services.canary.platform import RecordedDecision
 from services.canary.rollout import Phase, Rollout, RolloutSpec
 
@@ -52,20 +51,23 @@ def spec_of(message: canary_pb2.RolloutSpec, store: ModelStore) -> RolloutSpec:
         raise NotALanguageModelError(candidate)
     if message.when_equal not in _WHEN_EQUAL:
         raise InvalidRolloutError("when_equal is not one of its values")
-    gates = {rule.name: rule for rule in standard_gates(with_people=message.ask_people)}
+    boundaries = {moved.gate: moved.boundary for moved in message.boundaries}
+    if len(boundaries) < len(message.boundaries):
+        raise InvalidRolloutError("boundaries name a gate twice")
     try:
-        for changed in message.boundaries:
-            if changed.gate not in gates:
-                raise InvalidRolloutError(f"no gate {changed.gate!r}; there are {', '.join(gates)}")
-            gates[changed.gate] = replace(gates[changed.gate], boundary=_finite(changed.boundary))
-        for name in message.left_out_gates:
-            if gates.pop(name, None) is None:
-                raise InvalidRolloutError(f"no gate {name!r}; there are {', '.join(gates)}")
-        spec = RolloutSpec(candidate=candidate, gates=tuple(gates.values()))
+        gates = chosen_gates(
+            with_people=message.ask_people,
+            boundaries=boundaries,
+            left_out=message.left_out_gates,
+        )
+        spec = RolloutSpec(candidate=candidate, gates=gates)
         given = {field.name: value for field, value in message.ListFields()}
 
         def seconds(field: str, default: float) -> float:
-            return duration_to_seconds(given[field]) if field in given else default
+            if field not in given:
+                return default
+            given[field].ToJsonString()  # raises ValueError for what is no duration, such as 1 s and -5 ns
+            return duration_to_seconds(given[field])
 
         return replace(
             spec,
@@ -168,12 +170,6 @@ def _gate_to_proto(gate: Gate) -> canary_pb2.Gate:
 
 def _moment(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, tz=UTC)
-
-
-def _finite(boundary: float) -> float:
-    if not math.isfinite(boundary):
-        raise InvalidRolloutError("a boundary must be a finite number")
-    return boundary
 
 
 def _text(text: str, *, field: str, empty: str, most: int) -> str:

@@ -13,6 +13,8 @@ from typing import Any, Literal, Self
 
 from services.canary.gates.gate import ErrorRates, Gate, GateRule
 
+MOST_S = 366 * 86400.0  # of anything that a rollout waits for
+
 
 class Phase(StrEnum):
     """How far a rollout has come."""
@@ -66,6 +68,8 @@ class RolloutSpec:
             raise ValueError(f"a rollout needs gates of different names: {names}")
         if not 0 <= self.least_s < self.longest_s or self.ready_s <= 0:
             raise ValueError("least_s must be below longest_s, and both and ready_s positive")
+        if max(self.longest_s, self.ready_s) > MOST_S:
+            raise ValueError(f"longest_s and ready_s are at most {MOST_S:.0f}, which is a year")
         if self.when_equal not in ("promote", "hold"):
             raise ValueError(f"when_equal must be promote or hold: {self.when_equal!r}")
 

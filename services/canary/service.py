@@ -6,10 +6,8 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import grpc.aio
@@ -17,32 +15,18 @@ from prometheus_client import CollectorRegistry
 
 from andon.api.canary.v1 import canary_service_pb2 as canary_pb2
 from andon.api.canary.v1 import canary_service_pb2_grpc as canary_grpc
-from andon.client.cord import CordClient
-from andon.client.labeling import LabelingClient
-from andon.client.policy import SamplingParameters
-from andon.client.reference import ReferenceClient
-from andon.client.reward import RewardClient
-from andon.corpus.loaders import load_documents
 from andon.modeling.store import ModelStore
 from services.canary.access import ROLES_BY_METHOD
-from services.canary.alerts import AlertWatch
 from services.canary.config import CanaryConfig
 from services.canary.controller import Controller
-from services.canary.emergency import CordWatch, Emergency
-from services.canary.evidence.gatherer import Gatherer, Judges
-from services.canary.evidence.identity import Identity
-from services.canary.evidence.people import People, PeopleOptions
-from services.canary.evidence.probes import Prober
-from services.canary.evidence.samplers import Samplers
 from services.canary.keeper import Keeper, Wanted
 from services.canary.kubernetes_cluster import ClusterNames
 from services.canary.kubernetes_platform import KubernetesOptions, open_cluster
 from services.canary.metrics import CanaryMetrics
 from services.canary.platform import Platform, Track
+from services.canary.senses import Senses, probe_documents
 from services.canary.servicer import CanaryServicer
 from services.canary.static_platform import StaticPlatform, StaticReplicas
-
-FIXED_PROMPTS = 8  # that a replica's identity is told by
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,21 +47,27 @@ class CanaryService:
 
     def __init__(self, config: CanaryConfig, registry: CollectorRegistry) -> None:
         self._config = config
-        self._closing = ExitStack()
         self._metrics = CanaryMetrics(registry)
         self._store = ModelStore(config.store)
         self._opened = open_platform(config, self._store)
         self._wanted = Wanted()
-        self._emergency = Emergency(on_stop=lambda: self._keeper.wake())
-        self._cord = self._open_cord()
-        self._alerts = self._open_alerts()
-        prompts = [] if config.prompts is None else _documents(config.prompts)
-        self._gatherer = self._open_gatherer(prompts)
+        documents = [] if config.prompts is None else probe_documents(config.prompts)
+        self._senses = Senses(
+            config,
+            store=self._store,
+            documents=documents,
+            # Pods are dialled by address; the certificate of either side names stable's Service too.
+            tls_server_name=ClusterNames().stable if config.platform == "kubernetes" else None,
+            stable_replicas=lambda: self._opened.platform.replicas(Track.STABLE),
+            on_stop=lambda: self._keeper.wake(),
+            gives_up=self._wanted.is_set,
+            failed=self._metrics.had_problem,
+        )
         controller = Controller(
             self._opened.platform,
-            self._gatherer,
+            self._senses.gatherer,
             is_leader=self._opened.is_leader,
-            emergency=self._emergency.why,
+            emergency=self._senses.emergency.why,
             clock=time.time,
             listener=self._metrics,
         )
@@ -86,8 +76,8 @@ class CanaryService:
             controller,
             metrics=self._metrics,
             is_leader=self._opened.is_leader,
-            emergency=self._emergency.why,
-            when_idle=self._emergency.forget,
+            emergency=self._senses.emergency.why,
+            when_idle=self._senses.emergency.forget,
             wanted=self._wanted,
             look_interval_s=config.look_interval_s,
             clock=time.time,
@@ -95,7 +85,7 @@ class CanaryService:
         self._servicer = CanaryServicer(
             self._keeper,
             self._store,
-            has_prompts=bool(prompts),
+            has_prompts=bool(documents),
             has_people=config.labeling_target is not None,
         )
 
@@ -106,10 +96,7 @@ class CanaryService:
 
     async def start(self) -> None:
         """Listen for emergencies first, then take up what a dead process left behind."""
-        if self._cord is not None:
-            self._cord.start()
-        if self._alerts is not None:
-            self._alerts.start()
+        self._senses.start()
         self._opened.start(self._keeper.wake)
         self._keeper.start()
 
@@ -124,63 +111,8 @@ class CanaryService:
 
     def _close(self) -> None:
         self._keeper.close()
-        for watch in (self._cord, self._alerts):
-            if watch is not None:
-                watch.close()
-        self._gatherer.close()
-        self._closing.close()
+        self._senses.close()
         self._opened.close()
-
-    def _open_cord(self) -> CordWatch | None:
-        config = self._config
-        if not config.watch_cord or config.labeling_target is None:
-            return None
-        client = CordClient(config.labeling_target, token=config.token_for_labeling())
-        return CordWatch(client, self._emergency, unheard_s=config.cord_unheard_s)
-
-    def _open_alerts(self) -> AlertWatch | None:
-        if self._config.alertmanager_url is None:
-            return None
-        return AlertWatch(
-            self._config.alertmanager_url,
-            self._config.alert_matchers,
-            self._emergency,
-            failed=lambda: self._metrics.had_problem("alertmanager"),
-        )
-
-    def _open_gatherer(self, prompts: Sequence[str]) -> Gatherer:
-        config = self._config
-        samplers = Samplers(
-            timeout_s=config.call_timeout_s,
-            # Pods are dialled by address; the certificate of either side names stable's Service too.
-            tls_server_name=ClusterNames().stable if config.platform == "kubernetes" else None,
-        )
-        self._closing.callback(samplers.close)
-        reward = self._closing.enter_context(RewardClient(config.reward_target))
-        reference = self._closing.enter_context(ReferenceClient(config.reference_target))
-        people = None
-        if config.labeling_target is not None:
-            labeling = LabelingClient(config.labeling_target, token=config.token_for_labeling())
-            people = People(self._closing.enter_context(labeling), PeopleOptions(project=config.project))
-        return Gatherer(
-            prober=Prober(
-                samplers,
-                documents=prompts,
-                parameters=SamplingParameters(
-                    max_new_tokens=config.max_new_tokens, temperature=config.temperature
-                ),
-                chance=random.Random(),
-            ),
-            judges=Judges(reward=reward, reference=reference, temperature=config.temperature, people=people),
-            identity=Identity(samplers, self._store, prompts=prompts[:FIXED_PROMPTS]),
-            samplers=samplers,
-            store=self._store,
-            stable_replicas=lambda: self._opened.platform.replicas(Track.STABLE),
-            probes_per_round=config.probes_per_look,
-            parallel=config.parallel_probes,
-            must_stop=lambda: self._wanted.is_set() or self._emergency.why() is not None,
-            failed=self._metrics.had_problem,
-        )
 
 
 def open_platform(config: CanaryConfig, store: ModelStore) -> OpenedPlatform:
@@ -228,10 +160,3 @@ def open_platform(config: CanaryConfig, store: ModelStore) -> OpenedPlatform:
     return OpenedPlatform(
         platform=cluster.platform, is_leader=cluster.leadership.is_leader, start=start, close=close
     )
-
-
-def _documents(source: str) -> list[str]:
-    """The texts of a source, in an order of their own that is always the same."""
-    texts = [record.document for record in load_documents(source)]
-    random.Random(0).shuffle(texts)
-    return texts

@@ -1,16 +1,10 @@
 """What stops a rollout from outside, and what people say: a real labeling service, Alertmanager's API."""
 
 import asyncio
-import json
 import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from typing import Any, ClassVar
-from urllib.parse import parse_qs, urlsplit
+from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
 from andon.client.canary import CanaryClient, RolloutPhase
@@ -20,27 +14,12 @@ from andon.errors import FailedPreconditionError
 from andon.rpc.server import RunningServer
 from services.canary.alerts import AlertWatch
 from services.canary.emergency import Emergency
-from services.labeling.config import LabelingConfig
-from services.labeling.service import LabelingService
+from tests.alertmanager_api import AlertmanagerApi, alertmanager
 from tests.canary_models import BETTER, EQUAL, HACKED, STABLE
-from tests.canary_world import CanaryWorld, canary_world, follow
-from tests.servers import Serve
+from tests.canary_world import CanaryWorld, canary_world, follow, labeling
 from tests.tokens import TOKENS
 
-__all__ = ["canary_world"]
-
-
-@pytest.fixture
-def labeling(serve: Serve, tmp_path: Path, tokens_file: Path) -> RunningServer:
-    config = LabelingConfig(
-        port=0,
-        metrics_port=0,
-        web_port=0,
-        database=f"sqlite:///{tmp_path}/labeling.sqlite3",
-        tokens_file=tokens_file,
-    )
-    registry = CollectorRegistry()
-    return serve(LabelingService(config, registry), config, registry)
+__all__ = ["alertmanager", "canary_world", "labeling"]
 
 
 def start_controller(world: CanaryWorld, labeling: RunningServer, **settings: Any) -> CanaryClient:
@@ -123,36 +102,6 @@ def answer_by_variety(labeling: RunningServer, stop: threading.Event) -> None:
                 lara.submit_answers("lara", answers)
 
 
-class Alertmanager(BaseHTTPRequestHandler):
-    """Answers GET /api/v2/alerts with the class's alerts."""
-
-    alerts: ClassVar[list[dict[str, Any]]] = []
-    asked: ClassVar[dict[str, list[str]]] = {}
-
-    def do_GET(self) -> None:
-        type(self).asked = parse_qs(urlsplit(self.path).query)
-        body = json.dumps(type(self).alerts).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *arguments: Any) -> None:
-        return None
-
-
-@pytest.fixture
-def alertmanager() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Alertmanager)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    Alertmanager.alerts = []
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
 def test_a_firing_alert_stops_the_line_and_an_absent_alertmanager_does_not(alertmanager: str) -> None:
     failures: list[int] = []
     stopped = threading.Event()
@@ -160,15 +109,15 @@ def test_a_firing_alert_stops_the_line_and_an_absent_alertmanager_does_not(alert
     watch = AlertWatch(alertmanager, ['track="canary"'], emergency, failed=lambda: failures.append(1))
     watch.look()
     assert emergency.why() is None
-    assert Alertmanager.asked["filter"] == ['track="canary"']
-    assert Alertmanager.asked["silenced"] == ["false"]
-    Alertmanager.alerts = [
+    assert AlertmanagerApi.asked["filter"] == ['track="canary"']
+    assert AlertmanagerApi.asked["silenced"] == ["false"]
+    AlertmanagerApi.alerts = [
         {"labels": {"alertname": "AndonErrors", "track": "canary"}, "annotations": {"summary": "many errors"}}
     ]
     watch.look()
     assert stopped.is_set()
     assert emergency.why() == "the alert AndonErrors (many errors) fires"
-    Alertmanager.alerts = []
+    AlertmanagerApi.alerts = []
     watch.look()
     assert emergency.why() is not None  # until it was acted on
     emergency.forget()

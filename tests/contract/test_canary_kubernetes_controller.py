@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from andon.errors import AndonError
-from services.canary.controller import Controller, Observations
+from services.canary.controller import Controller
 from services.canary.decisions import Kind
 from services.canary.gates.gate import GateRule
 from services.canary.kubernetes_cluster import Cluster, ClusterNames
 from services.canary.kubernetes_platform import KubernetesPlatform
 from services.canary.kubernetes_writes import Patience
 from services.canary.lease import LeaseLeadership, LeaseTimes
+from services.canary.observing import Observations
 from services.canary.platform import RecordedDecision, Replica
 from services.canary.rollout import Phase, Rollout, RolloutSpec
 from tests.canary_cluster import Killed, MortalClient, fill_store

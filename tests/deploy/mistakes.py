@@ -12,6 +12,8 @@ BASE = "base"
 GPU = "overlays/gpu"
 PRODUCTION = "overlays/production"
 ARGO = "base with gateway, argo-rollouts"
+ARGO_MTLS = "base with gateway, argo-rollouts, mtls, gateway-mtls"
+GATES = "AnalysisTemplate/andon-policy-gates"
 RUN = "overlays/local and examples/ppo"
 
 
@@ -39,6 +41,12 @@ def set_datum(planting: Planting, config_map: str, name: str, value: str | None)
         del data[name]
     else:
         data[name] = value
+
+
+def argo_step(planting: Planting, number: int) -> Any:
+    """The analysis of a step of the Rollout, from 1."""
+    steps = planting.find("Rollout/andon-policy")["spec"]["strategy"]["canary"]["steps"]
+    return [step for step in steps if "analysis" in step][number - 1]["analysis"]
 
 
 def database_secret(planting: Planting) -> Any:

@@ -7,8 +7,6 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests import monitoring
 from tests.manifests import Planting, rendered
 
@@ -49,51 +47,8 @@ def _promtool(folder: Path, series: dict[str, str], query: str, expected: list[d
     return "" if done.returncode == 0 else done.stdout + done.stderr
 
 
-def _calls(track: str, code: str) -> str:
-    labels = f'namespace="andon", track="{track}", grpc_method="Sample", grpc_code="{code}"'
-    return f"andon_rpc_handled_total{{{labels}}}"
-
-
 def _one(value: float) -> list[dict[str, Any]]:
     return [{"labels": "{}", "value": value}]
-
-
-@pytest.mark.parametrize(
-    ("canary_errors", "difference"),
-    [
-        ({}, 0.0),  # none were ever counted
-        ({"UNAVAILABLE": "0+5x60", "INTERNAL": "0+5x60"}, 0.1),  # 10 of 100 calls a minute
-        ({"INVALID_ARGUMENT": "0+10x60"}, 0.0),  # the callers' own mistakes
-    ],
-)
-def test_errors_are_compared(tmp_path: Path, canary_errors: dict[str, str], difference: float) -> None:
-    bad = sum(5 if values.startswith("0+5x") else 10 for values in canary_errors.values())
-    series = {
-        _calls("canary", "OK"): f"0+{100 - bad}x60",
-        **{_calls("canary", code): values for code, values in canary_errors.items()},
-        _calls("stable", "OK"): "0+1000x60",
-        # Another method and another namespace, which are nobody's business here.
-        'andon_rpc_handled_total{namespace="andon", track="canary", grpc_method="LoadModel", '
-        'grpc_code="INTERNAL"}': "0+100x60",
-        'andon_rpc_handled_total{namespace="other", track="canary", grpc_method="Sample", '
-        'grpc_code="INTERNAL"}': "0+100x60",
-    }
-    query = _query("andon-policy-gates", "more-errors-than-stable")
-    assert _promtool(tmp_path, series, query, _one(difference)) == ""
-
-
-def test_without_calls_there_is_no_number(tmp_path: Path) -> None:
-    stable = {_calls("stable", "OK"): "0+1000x60"}
-    for name in _metrics("andon-policy-gates"):
-        assert _promtool(tmp_path, stable, _query("andon-policy-gates", name), []) == "", name
-
-
-def test_lengths_are_compared(tmp_path: Path) -> None:
-    series = {}
-    for track, tokens in (("canary", 600), ("stable", 400)):
-        series[f'andon_policy_response_tokens_sum{{namespace="andon", track="{track}"}}'] = f"0+{tokens}x60"
-        series[f'andon_policy_response_tokens_count{{namespace="andon", track="{track}"}}'] = "0+10x60"
-    assert _promtool(tmp_path, series, _query("andon-policy-gates", "length"), _one(1.5)) == ""
 
 
 def test_the_cord_that_anybody_sees_pulled_counts(tmp_path: Path) -> None:

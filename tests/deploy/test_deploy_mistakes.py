@@ -10,11 +10,16 @@ import pytest
 
 from andon.deploy.check import check
 from andon.deploy.findings import Finding
-from tests.deploy import mistakes_of_calls, mistakes_of_names, mistakes_of_safety
+from tests.deploy import mistakes_of_analyses, mistakes_of_calls, mistakes_of_names, mistakes_of_safety
 from tests.deploy.mistakes import Mistake
 from tests.manifests import ROOT, Planting, rendered, requirements
 
-MISTAKES = [*mistakes_of_names.MISTAKES, *mistakes_of_calls.MISTAKES, *mistakes_of_safety.MISTAKES]
+MISTAKES = [
+    *mistakes_of_names.MISTAKES,
+    *mistakes_of_calls.MISTAKES,
+    *mistakes_of_safety.MISTAKES,
+    *mistakes_of_analyses.MISTAKES,
+]
 
 
 @cache

@@ -106,9 +106,16 @@ def _readings(text: str) -> Iterator[Json]:
     if text.lower() in TRUE_WORDS | FALSE_WORDS:
         yield text.lower() in TRUE_WORDS
     try:
-        yield json.loads(text)
+        reading = json.loads(text)
     except ValueError:
-        yield [part.strip() for part in text.split(",")]
+        reading = None
+    else:
+        yield reading
+    if reading is None or isinstance(reading, int | float):
+        parts = [part.strip() for part in text.split(",")]
+        yield parts
+        if all(part.isdigit() for part in parts):
+            yield [int(part) for part in parts]
 
 
 def _is_path(schema: Mapping[str, Any]) -> bool:

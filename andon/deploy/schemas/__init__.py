@@ -26,7 +26,7 @@ from referencing.jsonschema import DRAFT202012
 from andon.deploy.errors import RequirementsError
 from andon.deploy.findings import Finding
 from andon.deploy.kustomize import Manifest
-from andon.deploy.objects import where
+from andon.deploy.objects import analysis_jobs, where
 
 # Oldest and newest that the manifests are meant for, and some between. 1.28 labels a Job's pods with numbers.
 DEFAULT_VERSIONS = ("1.28", "1.31", "1.34", "1.37")
@@ -42,14 +42,28 @@ def shape_findings(manifests: Sequence[Manifest], versions: Sequence[str]) -> It
         if not isinstance(manifest.get("apiVersion"), str) or not isinstance(manifest.get("kind"), str):
             yield Finding(rule="schema", where=place, message="apiVersion or kind is missing")
             continue
-        text = json.dumps(manifest, sort_keys=True)
+        texts = [("", json.dumps(manifest, sort_keys=True))]
+        texts += [
+            (f"the Job of {name}: ", json.dumps(job, sort_keys=True)) for name, job in _jobs_in(manifest)
+        ]
         problems: dict[str, list[str]] = {}
         for version in versions:
-            for problem in _problems(text, version):
-                problems.setdefault(problem, []).append(version)
+            for before, text in texts:
+                for problem in _problems(text, version):
+                    problems.setdefault(before + problem, []).append(version)
         for problem, of_versions in problems.items():
             suffix = "" if len(of_versions) == len(versions) else f" (Kubernetes {', '.join(of_versions)})"
             yield Finding(rule="schema", where=place, message=problem + suffix)
+
+
+def _jobs_in(manifest: Manifest) -> Iterator[tuple[str, Manifest]]:
+    """The Jobs that Argo would make of an AnalysisTemplate of the right shape, by metric."""
+    if manifest["kind"] == "AnalysisTemplate" and not _problems(
+        json.dumps(manifest, sort_keys=True), DEFAULT_VERSIONS[0]
+    ):
+        for name, job in analysis_jobs(manifest):
+            metadata = {**job.get("metadata", {}), "name": name}
+            yield name, {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": job["spec"]}
 
 
 @cache

@@ -18,7 +18,6 @@ from andon.client.reference import ReferenceClient
 from andon.client.reward import RewardClient
 from andon.errors import AndonError
 from andon.modeling.store import ModelStore
-from services.canary.controller import Observations
 from services.canary.evidence import judges
 from services.canary.evidence.identity import Identity
 from services.canary.evidence.people import People
@@ -26,6 +25,7 @@ from services.canary.evidence.probes import Pair, Probe, Prober, Side
 from services.canary.evidence.samplers import Samplers
 from services.canary.evidence.scrapes import Scrapes, answered
 from services.canary.gates import standard
+from services.canary.observing import Observations
 from services.canary.platform import Replica
 from services.canary.rollout import Rollout
 
@@ -46,7 +46,7 @@ class Judges:
 
 
 class Gatherer:
-    """The controller's eyes; a ``controller.Evidence``."""
+    """The eyes of controller and judge; an ``observing.Evidence``."""
 
     def __init__(
         self,

@@ -16,7 +16,6 @@ from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import special
 
 # Shares of the largest stake. The smallest tells means apart that differ by about a thousandth of the range.
 STAKES = tuple(0.9 / 2**halvings for halvings in range(9))
@@ -58,7 +57,7 @@ class Bet:
     @property
     def log_evidence(self) -> float:
         """The natural logarithm of the wealth; 0 at the start."""
-        return float(special.logsumexp(self.log_wealths)) - math.log(len(self.log_wealths))
+        return float(np.logaddexp.reduce(self.log_wealths)) - math.log(len(self.log_wealths))
 
     def rejects(self, alpha: float) -> bool:
         """Whether the wealth stands at 1/alpha or more. Whoever asks again and again remembers a yes."""

@@ -18,6 +18,8 @@ import numpy as np
 
 from services.canary.gates.betting import Bet
 
+LEAST_RATE = 1e-9  # what is smaller nobody could measure, nor divide for ever
+
 
 class Verdict(StrEnum):
     """What a gate says."""
@@ -63,8 +65,8 @@ class ErrorRates:
 
     def __post_init__(self) -> None:
         for name in ("promotion", "rollback"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"the error rate of a {name} must lie within 0..1")
+            if not LEAST_RATE <= getattr(self, name) < 1:
+                raise ValueError(f"the error rate of a {name} must lie within {LEAST_RATE:g}..1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

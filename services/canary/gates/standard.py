@@ -7,6 +7,8 @@ canary and one by stable, of the same prompt: what prompts differ in cancels out
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from services.canary.gates.gate import GateRule
 
@@ -37,3 +39,23 @@ def standard_gates(*, with_people: bool) -> tuple[GateRule, ...]:
     if not with_people:
         return gates
     return (*gates, GateRule(name=PEOPLE, boundary=0.4, lowest=0.0, highest=1.0, equal=0.5, least=20))
+
+
+def chosen_gates(
+    *, with_people: bool, boundaries: Mapping[str, float], left_out: Iterable[str]
+) -> tuple[GateRule, ...]:
+    """The standard gates with other boundaries, without some. Raises ValueError for what makes no gate."""
+    gates = {rule.name: rule for rule in standard_gates(with_people=with_people)}
+    left_out = list(left_out)
+    if ignored := [name for name in boundaries if name in left_out]:
+        raise ValueError(f"{', '.join(ignored)}: a gate that is left out has no boundary")
+    for name, boundary in boundaries.items():
+        if name not in gates:
+            raise ValueError(f"no gate {name!r}; there are {', '.join(gates)}")
+        if not math.isfinite(boundary):
+            raise ValueError("a boundary must be a finite number")
+        gates[name] = replace(gates[name], boundary=boundary)
+    for name in left_out:
+        if gates.pop(name, None) is None:
+            raise ValueError(f"no gate {name!r}; there are {', '.join(gates)}")
+    return tuple(gates.values())

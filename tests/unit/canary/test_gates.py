@@ -166,7 +166,9 @@ def test_a_rule_that_makes_no_sense_is_an_error(changes: dict[str, float], match
         GateRule(**{**asdict(SCORE), **changes})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("rates", [{"promotion": 0.0}, {"rollback": 1.0}])
+@pytest.mark.parametrize(
+    "rates", [{"promotion": 0.0}, {"rollback": 1.0}, {"rollback": 5e-324}, {"promotion": 1e-10}]
+)
 def test_error_rates_lie_within_0_and_1(rates: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="error rate"):
         ErrorRates(**rates)

@@ -23,7 +23,19 @@ def test_names_are_read_as_version_alias_or_source(name: str, expected: object) 
 
 
 @pytest.mark.parametrize(
-    "name", ["", " policy/1", "policy/0", "policy@", "Policy@stable", "policy@Stable!", "a\0b"]
+    "name",
+    [
+        "",
+        " policy/1",
+        "policy/0",
+        "policy@",
+        "Policy@stable",
+        "policy@Stable!",
+        "a\0b",
+        "p" * 256,
+        "models/" + "ä" * 128,
+        "/".join(["models"] * 200),
+    ],
 )
 def test_broken_names_are_refused(name: str) -> None:
     with pytest.raises(InvalidArgumentError) as caught:

@@ -178,11 +178,11 @@ class RolloutSpec(_message.Message):
     """What becomes of an equal version."""
     promotion_error_rate: _builtins.float
     """The probability, at most, of promoting a version that is as bad as any
-    boundary or worse; within 0 and 1.
+    boundary or worse; from 1e-9 to below 1.
     """
     rollback_error_rate: _builtins.float
     """The probability, at most, that a gate's failure rolls back a version that
-    is above all boundaries; within 0 and 1.
+    is above all boundaries; from 1e-9 to below 1.
     """
     ask_people: _builtins.bool
     """Also have labelers compare canary and stable samples."""
@@ -196,19 +196,21 @@ class RolloutSpec(_message.Message):
 
     @_builtins.property
     def longest_step_duration(self) -> _duration_pb2.Duration:
-        """And at most so long: what was not shown by then is not promoted."""
+        """And at most so long: what was not shown by then is not promoted. At most a
+        year.
+        """
 
     @_builtins.property
     def ready_duration(self) -> _duration_pb2.Duration:
-        """How long replicas may take until they are ready."""
+        """How long replicas may take until they are ready. At most a year."""
 
     @_builtins.property
     def boundaries(self) -> _containers.RepeatedCompositeFieldContainer[Global___GateBoundary]:
-        """Boundaries that differ from the defaults."""
+        """Boundaries that differ from the defaults; each gate once."""
 
     @_builtins.property
     def left_out_gates(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Gates that are not used, by name."""
+        """Gates that are not used, by name. None of them has a boundary."""
 
     def __init__(
         self,
