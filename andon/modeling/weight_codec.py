@@ -1,29 +1,43 @@
-"""Decides how weights become a checked stream of bytes, and bytes weights again.
+"""Decides what the bytes of a set of weights are, how it is named, and how it is checked.
 
-The trainer encodes, the policy service assembles; both name the result by ``weights_sha256``, the digest that
-the store computes from files. Values travel as they lie in memory, little-endian, tensor after tensor in the
-order of their names; tied tensors travel once. Transport, and when new weights are used, are decided by the
-services.
+``weights_sha256`` names a version, wherever it is: it runs over the weights as the trainer has them, and the
+store computes the same from files. On their way to a sampler weights may be rounded to the type it serves;
+``weights_checksum`` runs over what it will serve, and both sides compute it. Values travel as they lie in
+memory, little-endian, tensor after tensor in the order of their names; tied tensors travel once.
+``weight_image`` and ``weight_delta`` make streams, the policy service reads them; transport, and when new
+weights are used, are decided by the services.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
+from mmap import mmap
 
+import numpy as np
 import torch
+import xxhash
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from andon.errors import DataLossError, FailedPreconditionError, InvalidArgumentError
+from andon.modeling.shared_memory import SharedMemoryAddress
 from andon.modeling.versions import ModelVersion
 
 DEFAULT_CHUNK_BYTES = 1 << 20
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+DTYPES: Mapping[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_INFINITY_BITS = {torch.float32: 0x7F800000, torch.bfloat16: 0x7F80, torch.float16: 0x7C00}
+_BLOCK_BYTES = 1 << 19  # what is read once from memory for several looks at it
+_CHECKSUM = re.compile(r"[0-9a-f]{32}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -38,7 +52,7 @@ class TensorSpec:
     @property
     def size_bytes(self) -> int:
         """The bytes of its values."""
-        return prod(self.shape) * _DTYPES[self.dtype].itemsize
+        return prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +60,11 @@ class WeightsHeader:
     """What a stream of weights will hold."""
 
     model: ModelVersion  # with its digest
-    tensors: tuple[TensorSpec, ...]  # in the order of their bytes
-    size_bytes: int
+    tensors: tuple[TensorSpec, ...]  # the new weights, in the order of their bytes
+    size_bytes: int  # of what follows, or of ``memory``
+    checksum: str  # of the new weights' bytes, as ``weights_checksum`` gives it
+    base: ModelVersion | None = None  # what follows is a delta to these weights, in use with the same types
+    memory: SharedMemoryAddress | None = None  # nothing follows: the bytes lie here
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,14 +73,6 @@ class WeightsChunk:
 
     offset_bytes: int
     data: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EncodedWeights:
-    """A stream of weights; ``chunks`` reads the tensors as it goes, so they must not change before."""
-
-    header: WeightsHeader
-    chunks: Iterator[WeightsChunk]
 
 
 def model_weights(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -76,7 +85,7 @@ def model_weights(model: PreTrainedModel) -> dict[str, Tensor]:
 def load_weights(model: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
     """Copy ``state`` into the model's own tensors; raises FailedPreconditionError WEIGHTS_SHAPE_MISMATCH."""
     own = model_weights(model)
-    _check_shapes(
+    check_shapes(
         {name: tuple(tensor.shape) for name, tensor in state.items()},
         {name: tuple(tensor.shape) for name, tensor in own.items()},
     )
@@ -94,129 +103,133 @@ def weights_sha256(state: Mapping[str, Tensor]) -> str:
     for name in sorted(state):
         tensor = state[name]
         shape = ",".join(str(size) for size in tensor.shape)
-        digest.update(f"{name}\0{_dtype_name(name, tensor)}\0{shape}\0".encode())
+        digest.update(f"{name}\0{dtype_name(name, tensor)}\0{shape}\0".encode())
         digest.update(_bytes_of(tensor))
     return digest.hexdigest()
 
 
-def encode_weights(
-    state: Mapping[str, Tensor], version: ModelVersion, chunk_bytes: int = DEFAULT_CHUNK_BYTES
-) -> EncodedWeights:
-    """Describe and cut ``state``, as ``model_weights`` gives it; computes a digest that ``version`` lacks."""
-    names = sorted(state)
-    specs = tuple(
-        TensorSpec(name=name, dtype=_dtype_name(name, state[name]), shape=tuple(state[name].shape))
-        for name in names
-    )
-    digest = version.weights_sha256 or weights_sha256(state)
-    header = WeightsHeader(
-        model=ModelVersion(version.family, version.version, digest),
-        tensors=specs,
-        size_bytes=sum(spec.size_bytes for spec in specs),
-    )
-    return EncodedWeights(header=header, chunks=_cut((state[name] for name in names), chunk_bytes))
+def weights_checksum(state: Mapping[str, Tensor]) -> str:
+    """XXH3 (128 bits, in lower-case hexadecimal) over the tensors' bytes in the order of their names.
+
+    It finds accidents, at the speed of memory; it does not stand against somebody who wants to deceive.
+    """
+    checksum = xxhash.xxh3_128()
+    for name in sorted(state):
+        checksum.update(_bytes_of(state[name]))
+    return checksum.hexdigest()
 
 
-class WeightsAssembler:
-    """Puts a stream of weights together and checks it; after an error it is of no more use."""
+def check_weights(state: Mapping[str, Tensor], checksum: str) -> None:
+    """Check bytes that arrived, all of them, in one pass over memory.
 
-    def __init__(self, header: WeightsHeader) -> None:
-        self._header = header
-        self._buffer = bytearray(header.size_bytes)
+    Raises DataLossError WEIGHTS_CHECKSUM_MISMATCH, or WEIGHTS_NOT_FINITE for NaN and infinity.
+    """
+    found = xxhash.xxh3_128()
+    not_finite = ""
+    for name in sorted(state):
+        view, infinity = _bytes_of(state[name]), _INFINITY_BITS[state[name].dtype]
+        for begin in range(0, len(view), _BLOCK_BYTES):
+            block = view[begin : begin + _BLOCK_BYTES]
+            found.update(block)
+            if not not_finite and not _is_finite(block, infinity, state[name].dtype.itemsize):
+                not_finite = name
+    if found.hexdigest() != checksum:
+        raise DataLossError(
+            "the weights are not those that the header names",
+            reason="WEIGHTS_CHECKSUM_MISMATCH",
+            checksum=found.hexdigest(),
+        )
+    if not_finite:
+        raise DataLossError(
+            f"{not_finite} holds NaN or infinity", reason="WEIGHTS_NOT_FINITE", tensor=not_finite
+        )
+
+
+def check_header(
+    header: WeightsHeader, *, expected_shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> int:
+    """Check a header and return the bytes that its weights have in all.
+
+    With ``expected_shapes``, the receiving model's, names and shapes must be these; types may differ.
+    Raises InvalidArgumentError WEIGHTS_MALFORMED, FailedPreconditionError WEIGHTS_SHAPE_MISMATCH.
+    """
+    if not _SHA256.fullmatch(header.model.weights_sha256):
+        raise _malformed("the header names no SHA-256 digest")
+    if not _CHECKSUM.fullmatch(header.checksum):
+        raise _malformed("the header has no checksum")
+    if not header.tensors:
+        raise _malformed("the header names no tensors")
+    for spec in header.tensors:
+        if not spec.name or spec.dtype not in DTYPES or any(size < 0 for size in spec.shape):
+            raise _malformed(f"tensor {spec.name!r} has type {spec.dtype!r} and shape {spec.shape}")
+    names = [spec.name for spec in header.tensors]
+    if any(name >= following for name, following in pairwise(names)):
+        raise _malformed("the header's tensors do not follow each other in the order of their names")
+    if header.base is not None and header.memory is not None:
+        raise _malformed("a delta does not come in shared memory")
+    size_bytes = sum(spec.size_bytes for spec in header.tensors)
+    if header.size_bytes < 0 or (header.base is None and size_bytes != header.size_bytes):
+        raise _malformed(f"the tensors have {size_bytes} bytes, the header says {header.size_bytes}")
+    if header.base is not None and header.size_bytes > size_bytes:
+        raise _malformed(
+            f"a delta of {header.size_bytes} bytes is larger than the {size_bytes} of all weights"
+        )
+    if expected_shapes is not None:
+        check_shapes({spec.name: spec.shape for spec in header.tensors}, expected_shapes)
+    return size_bytes
+
+
+def tensors_in(buffer: bytearray | mmap, specs: Iterable[TensorSpec]) -> dict[str, Tensor]:
+    """The tensors whose bytes follow each other in ``buffer``; they share them where alignment allows."""
+    state: dict[str, Tensor] = {}
+    begin = 0
+    for spec in specs:
+        dtype = DTYPES[spec.dtype]
+        if prod(spec.shape) == 0:
+            state[spec.name] = torch.empty(spec.shape, dtype=dtype)
+        else:
+            flat = torch.frombuffer(buffer, dtype=torch.uint8, count=spec.size_bytes, offset=begin)
+            aligned = flat if begin % dtype.itemsize == 0 else flat.clone()
+            state[spec.name] = aligned.view(dtype).view(spec.shape)
+        begin += spec.size_bytes
+    return state
+
+
+class ChunkBuffer:
+    """The bytes of a stream, piece by piece."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self.data = bytearray(size_bytes)
         self._filled_bytes = 0
 
-    @classmethod
-    def begin(
-        cls, header: WeightsHeader, *, expected_shapes: Mapping[str, tuple[int, ...]] | None = None
-    ) -> WeightsAssembler:
-        """Check a header before room is made for its bytes.
-
-        With ``expected_shapes``, the receiving model's, names and shapes must be these; types may differ.
-        Raises InvalidArgumentError WEIGHTS_MALFORMED, FailedPreconditionError WEIGHTS_SHAPE_MISMATCH.
-        """
-        if not _SHA256.fullmatch(header.model.weights_sha256):
-            raise _malformed("the header names no SHA-256 digest")
-        if not header.tensors:
-            raise _malformed("the header names no tensors")
-        for spec in header.tensors:
-            if not spec.name or spec.dtype not in _DTYPES or any(size < 0 for size in spec.shape):
-                raise _malformed(f"tensor {spec.name!r} has type {spec.dtype!r} and shape {spec.shape}")
-        if len({spec.name for spec in header.tensors}) != len(header.tensors):
-            raise _malformed("the header names a tensor twice")
-        size_bytes = sum(spec.size_bytes for spec in header.tensors)
-        if size_bytes != header.size_bytes:
-            raise _malformed(f"the tensors have {size_bytes} bytes, the header says {header.size_bytes}")
-        if expected_shapes is not None:
-            _check_shapes({spec.name: spec.shape for spec in header.tensors}, expected_shapes)
-        return cls(header)
-
-    def add(self, offset_bytes: int, data: bytes) -> WeightsAssembler:
+    def add(self, offset_bytes: int, data: bytes) -> ChunkBuffer:
         """Take the next piece; raises InvalidArgumentError WEIGHTS_MALFORMED when it is not the next."""
         end = self._filled_bytes + len(data)
-        if offset_bytes != self._filled_bytes or end > self._header.size_bytes:
+        if offset_bytes != self._filled_bytes or end > len(self.data):
             raise _malformed(
                 f"a chunk of {len(data)} bytes at {offset_bytes} came where {self._filled_bytes} of "
-                f"{self._header.size_bytes} bytes were read"
+                f"{len(self.data)} bytes were read"
             )
-        self._buffer[offset_bytes:end] = data
+        self.data[offset_bytes:end] = data
         self._filled_bytes = end
         return self
 
-    def finish(self) -> dict[str, Tensor]:
-        """The tensors, which share the received bytes.
-
-        Raises DataLossError WEIGHTS_TRUNCATED, WEIGHTS_CHECKSUM_MISMATCH or WEIGHTS_NOT_FINITE.
-        """
-        if self._filled_bytes != self._header.size_bytes:
+    def finish(self) -> bytearray:
+        """All bytes; raises DataLossError WEIGHTS_TRUNCATED when some are missing."""
+        if self._filled_bytes != len(self.data):
             raise DataLossError(
-                f"{self._filled_bytes} of {self._header.size_bytes} bytes came",
+                f"{self._filled_bytes} of {len(self.data)} bytes came",
                 reason="WEIGHTS_TRUNCATED",
                 size_bytes=self._filled_bytes,
             )
-        state = self._tensors()
-        digest = weights_sha256(state)
-        if digest != self._header.model.weights_sha256:
-            raise DataLossError(
-                "the weights are not those that the header names",
-                reason="WEIGHTS_CHECKSUM_MISMATCH",
-                weights_sha256=digest,
-            )
-        for name, tensor in state.items():
-            # One pass proves a finite sum's values finite; another sum may have overflowed without a fault.
-            if not tensor.sum(dtype=torch.float32).isfinite() and not tensor.isfinite().all():
-                raise DataLossError(f"{name} holds NaN or infinity", reason="WEIGHTS_NOT_FINITE", tensor=name)
-        return state
-
-    def _tensors(self) -> dict[str, Tensor]:
-        state: dict[str, Tensor] = {}
-        begin = 0
-        for spec in self._header.tensors:
-            dtype = _DTYPES[spec.dtype]
-            count = prod(spec.shape)
-            if count == 0:
-                state[spec.name] = torch.empty(spec.shape, dtype=dtype)
-            else:
-                flat = torch.frombuffer(self._buffer, dtype=torch.uint8, count=spec.size_bytes, offset=begin)
-                aligned = flat if begin % dtype.itemsize == 0 else flat.clone()
-                state[spec.name] = aligned.view(dtype).view(spec.shape)
-            begin += spec.size_bytes
-        return state
+        return self.data
 
 
-def _cut(tensors: Iterator[Tensor], chunk_bytes: int) -> Iterator[WeightsChunk]:
-    pieces: list[memoryview] = []
-    room, offset = chunk_bytes, 0
-    for tensor in tensors:
-        view = _bytes_of(tensor)
-        while len(view) >= room:
-            pieces.append(view[:room])
-            yield WeightsChunk(offset_bytes=offset, data=b"".join(pieces))
-            view, pieces, offset, room = view[room:], [], offset + chunk_bytes, chunk_bytes
-        if len(view):
-            pieces.append(view)
-            room -= len(view)
-    if pieces:
-        yield WeightsChunk(offset_bytes=offset, data=b"".join(pieces))
+def _is_finite(block: memoryview, infinity: int, itemsize: int) -> bool:
+    """Whether no value has an exponent of ones: as integers, such are the largest of either sign."""
+    signed = np.frombuffer(block, dtype=f"<i{itemsize}")
+    sign = 1 << (8 * itemsize - 1)
+    return int(signed.max()) < infinity and int(signed.view(f"<u{itemsize}").max()) < (sign | infinity)
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
@@ -226,7 +239,8 @@ def _bytes_of(tensor: Tensor) -> memoryview:
     return view
 
 
-def _dtype_name(name: str, tensor: Tensor) -> str:
+def dtype_name(name: str, tensor: Tensor) -> str:
+    """What a header calls the tensor's type; raises InvalidArgumentError WEIGHTS_MALFORMED for any other."""
     if tensor.dtype not in _DTYPE_NAMES:
         raise InvalidArgumentError(
             f"{name} has type {tensor.dtype}, which weights cannot have",
@@ -236,7 +250,8 @@ def _dtype_name(name: str, tensor: Tensor) -> str:
     return _DTYPE_NAMES[tensor.dtype]
 
 
-def _check_shapes(given: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+def check_shapes(given: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise FailedPreconditionError WEIGHTS_SHAPE_MISMATCH unless names and shapes are the same."""
     for name in sorted(given.keys() | expected.keys()):
         if given.get(name) != expected.get(name):
             raise FailedPreconditionError(
