@@ -76,6 +76,9 @@ class TimedRun(Generic[Reading]):
     def published(self, model: ModelVersion, *, stored: bool) -> None:
         """Nobody is told."""
 
+    def weights_sent(self, way: str, size_bytes: int, seconds: float) -> None:
+        """Nobody counts."""
+
     def guards_checked(self, findings: Sequence[Finding], *, seconds: float) -> None:
         """Nobody is told."""
 

@@ -104,6 +104,25 @@ class TensorSpecLike(Protocol):
         ...
 
 
+class SharedMemoryLike(Protocol):
+    """Memory that a process on the same host can read."""
+
+    @property
+    def process_id(self) -> int:
+        """Whose it is."""
+        ...
+
+    @property
+    def descriptor(self) -> int:
+        """Its number there."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """What proves that it is the one that was meant."""
+        ...
+
+
 class WeightsHeaderLike(Protocol):
     """What ``andon.modeling.weight_codec`` says about a set of weights before their bytes."""
 
@@ -119,7 +138,22 @@ class WeightsHeaderLike(Protocol):
 
     @property
     def size_bytes(self) -> int:
-        """The bytes that follow in all."""
+        """The bytes that follow in all, or that lie in memory."""
+        ...
+
+    @property
+    def checksum(self) -> str:
+        """Of all bytes of the new weights."""
+        ...
+
+    @property
+    def base(self) -> ModelVersion | None:
+        """What the bytes are a delta to."""
+        ...
+
+    @property
+    def memory(self) -> SharedMemoryLike | None:
+        """Where the bytes lie, when none follow."""
         ...
 
 
@@ -141,7 +175,7 @@ class WeightsChunkLike(Protocol):
 class WeightsAcknowledgement:
     """A replica's word that it uses new weights."""
 
-    model: ModelVersion  # with the digest that the receiver computed
+    model: ModelVersion  # with its digest; the receiver found the checksum right
     apply_s: float
 
 
@@ -198,7 +232,11 @@ class PolicyClient(ServiceConnection):
         timeout_s: float = 600.0,
         wait_for_ready: bool = False,
     ) -> WeightsAcknowledgement:
-        """Sends weights to this replica; returns when they are in use."""
+        """Sends weights to this replica; returns when they are in use.
+
+        Raises FailedPreconditionError WEIGHTS_BASE_MISMATCH or WEIGHTS_NOT_SHARED when the replica needs them
+        another way.
+        """
         answer = self.upload(
             self._stub.UpdateWeights,
             _weight_messages(header, chunks),
@@ -287,6 +325,17 @@ def _weight_messages(
                 for tensor in header.tensors
             ],
             size_bytes=header.size_bytes,
+            checksum=header.checksum,
+            base=None if header.base is None else model_version_to_proto(header.base),
+            memory=(
+                None
+                if header.memory is None
+                else policy_pb2.SharedMemory(
+                    process_id=header.memory.process_id,
+                    descriptor=header.memory.descriptor,
+                    name=header.memory.name,
+                )
+            ),
         )
     )
     for chunk in chunks:

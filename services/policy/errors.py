@@ -8,6 +8,7 @@
     │   ├── ModelNotLoadedError         MODEL_NOT_LOADED
     │   ├── ModelReplacedError          MODEL_VERSION_MISMATCH
     │   ├── ModelVersionConflictError   MODEL_VERSION_CONFLICT
+    │   ├── WeightsBaseMismatchError    WEIGHTS_BASE_MISMATCH
     │   ├── NotALanguageModelError      NOT_A_LANGUAGE_MODEL
     │   ├── UnsupportedByBackendError   UNSUPPORTED_BY_BACKEND
     │   ├── BackendServesOtherModelError BACKEND_SERVES_OTHER_MODEL
@@ -28,7 +29,8 @@
         └── SamplingFailedError         SAMPLING_FAILED
 
 A version other than the required one raises the error of ``andon.rpc.convert``; malformed, truncated, altered
-or unfitting weights raise those of ``andon.modeling.weight_codec``.
+or unfitting weights raise those of ``andon.modeling.weight_codec``; memory that is not seen raises that of
+``andon.modeling.shared_memory``.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ from andon.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from andon.modeling.versions import ModelVersion
 from andon.rpc.limits import RETRY_AFTER
 
 
@@ -82,6 +85,20 @@ class ModelVersionConflictError(FailedPreconditionError):
             model=model,
             active_sha256=active_sha256,
             offered_sha256=offered_sha256,
+        )
+
+
+class WeightsBaseMismatchError(FailedPreconditionError):
+    """A delta is to other weights than those in use; the sender must send all of them."""
+
+    default_reason = "WEIGHTS_BASE_MISMATCH"
+
+    def __init__(self, *, active: ModelVersion, base: str) -> None:
+        super().__init__(
+            f"the delta is to {base}, which is not what is in use here",
+            base=base,
+            active=active,
+            active_sha256=active.weights_sha256,
         )
 
 

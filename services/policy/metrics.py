@@ -24,6 +24,8 @@ UPDATE_RESULTS = (
     "WEIGHTS_TRUNCATED",
     "WEIGHTS_NOT_FINITE",
     "MODEL_VERSION_CONFLICT",
+    "WEIGHTS_BASE_MISMATCH",
+    "WEIGHTS_NOT_SHARED",
     "other",
 )
 
@@ -113,13 +115,27 @@ class PolicyMetrics:
         )
         for result in UPDATE_RESULTS:
             self._weight_updates.labels(result)
-        self.weight_update_seconds = Histogram(
+        self._weight_update_seconds = Histogram(
             "andon_policy_weight_update_seconds",
             "Time from a header's arrival to the first step with the new weights.",
             buckets=CALL_SECONDS_BUCKETS,
             registry=registry,
         )
+        self._weight_bytes = Counter(
+            "andon_policy_weight_bytes_total",
+            "Bytes of updates in use, by how they came: full or delta over gRPC, or shared_memory.",
+            ["way"],
+            registry=registry,
+        )
+        for way in ("full", "delta", "shared_memory"):
+            self._weight_bytes.labels(way)
 
     def weight_update_ended(self, result: str) -> None:
         """Count an update; reasons that are not expected count as "other"."""
         self._weight_updates.labels(result if result in UPDATE_RESULTS else "other").inc()
+
+    def weights_taken(self, way: str, *, size_bytes: int, seconds: float) -> None:
+        """Count an update that is in use."""
+        self.weight_update_ended("ok")
+        self._weight_bytes.labels(way).inc(size_bytes)
+        self._weight_update_seconds.observe(seconds)

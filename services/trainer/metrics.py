@@ -13,6 +13,7 @@ from services.trainer.guards.guard import Action, Alarm, Finding, GuardName
 from services.trainer.run_records import RunState, StageName
 
 _GUARD_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_WEIGHTS_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _CHECKPOINT_BUCKETS_S = (0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300)
 
 
@@ -67,6 +68,22 @@ class TrainerMetrics:
         )
         for destination in ("store", "samplers"):
             self.models_published.labels(destination)
+        self._weights_sent_bytes = Counter(
+            "andon_trainer_weights_sent_bytes_total",
+            "Bytes of weights that samplers acknowledged: full or delta over gRPC, or shared_memory.",
+            ["way"],
+            registry=registry,
+        )
+        self._weights_sent_seconds = Histogram(
+            "andon_trainer_weights_sent_seconds",
+            "Time from a replica's offer of weights to its acknowledgement, by way.",
+            ["way"],
+            buckets=_WEIGHTS_BUCKETS_S,
+            registry=registry,
+        )
+        for way in ("full", "delta", "shared_memory"):
+            self._weights_sent_bytes.labels(way)
+            self._weights_sent_seconds.labels(way)
         self.peer_waits = Counter(
             "andon_trainer_peer_waits_total",
             "Times a run had to wait for another service.",
@@ -139,6 +156,11 @@ class TrainerMetrics:
             for action in Action:
                 self._guard_alarms.labels(guard.value, action.value)
         self._stage_gauges: dict[str, Gauge] = {}
+
+    def weights_sent(self, way: str, *, size_bytes: int, seconds: float) -> None:
+        """Count weights that a sampler acknowledged."""
+        self._weights_sent_bytes.labels(way).inc(size_bytes)
+        self._weights_sent_seconds.labels(way).observe(seconds)
 
     def run_began(self) -> None:
         """A run begins, or goes on in a new thread: what guards said of the one before is over."""

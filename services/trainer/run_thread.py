@@ -37,6 +37,7 @@ from services.trainer.stages.context import (
     StageClients,
     StageContext,
     StageState,
+    WeightsWay,
 )
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -210,6 +211,10 @@ class RunThread:
         """Record a written version."""
         self._metrics.models_published.labels("store" if stored else "samplers").inc()
         self._registry.update(self.run_id, ModelPublished(model=model, stored=stored), output_model=model)
+
+    def weights_sent(self, way: WeightsWay, size_bytes: int, seconds: float) -> None:
+        """Show them in the metrics."""
+        self._metrics.weights_sent(way, size_bytes=size_bytes, seconds=seconds)
 
     def guards_checked(self, findings: Sequence[Finding], *, seconds: float) -> None:
         """Show them in the metrics."""

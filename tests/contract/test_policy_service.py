@@ -26,7 +26,8 @@ from andon.modeling.manifest import ManifestDraft
 from andon.modeling.store import ModelStore
 from andon.modeling.text import TextCodec, word_level_codec
 from andon.modeling.versions import ModelVersion
-from andon.modeling.weight_codec import encode_weights, model_weights
+from andon.modeling.weight_codec import model_weights, weights_sha256
+from andon.modeling.weight_image import image_of
 from services.policy.__main__ import main
 from services.policy.config import PolicyConfig
 from services.policy.service import PolicyService
@@ -127,26 +128,37 @@ def update_messages(
     """The stream that gives a sampler the weights of a stored version, perhaps under another name."""
     stored = store.resolve(name)
     model = load_causal_lm(stored.path)
-    encoded = encode_weights(model_weights(model), stored.version, chunk_bytes=chunk_bytes)
-    header = encoded.header
-    version = {
-        "name": header.model.family,
-        "version": header.model.version,
-        "weights_sha256": header.model.weights_sha256,
+    return messages_of(model_weights(model), stored.version, chunk_bytes=chunk_bytes, **version_fields)
+
+
+def messages_of(
+    weights: dict[str, torch.Tensor],
+    version: ModelVersion,
+    *,
+    chunk_bytes: int = 10_000,
+    **version_fields: object,
+) -> list[pb.UpdateWeightsRequest]:
+    image = image_of(weights)
+    header = image.header(version)
+    fields = {
+        "name": version.family,
+        "version": version.version,
+        "weights_sha256": version.weights_sha256,
         **version_fields,
     }
     first = pb.WeightsHeader(
-        model=model_pb2.ModelVersion(**version),
+        model=model_pb2.ModelVersion(**fields),
         tensors=[
             pb.TensorSpec(name=spec.name, dtype=spec.dtype, shape=spec.shape) for spec in header.tensors
         ],
         size_bytes=header.size_bytes,
+        checksum=header.checksum,
     )
     return [
         pb.UpdateWeightsRequest(header=first),
         *(
             pb.UpdateWeightsRequest(chunk=pb.WeightsChunk(offset_bytes=chunk.offset_bytes, data=chunk.data))
-            for chunk in encoded.chunks
+            for chunk in image.chunks(chunk_bytes)
         ),
     ]
 
@@ -405,6 +417,11 @@ def without_digest(messages: list[pb.UpdateWeightsRequest]) -> list[pb.UpdateWei
     return messages
 
 
+def without_checksum(messages: list[pb.UpdateWeightsRequest]) -> list[pb.UpdateWeightsRequest]:
+    messages[0].header.checksum = ""
+    return messages
+
+
 def as_active_version(messages: list[pb.UpdateWeightsRequest]) -> list[pb.UpdateWeightsRequest]:
     messages[0].header.model.version = 1
     return messages
@@ -421,6 +438,7 @@ def as_active_version(messages: list[pb.UpdateWeightsRequest]) -> list[pb.Update
         (with_more_values_than_bytes, "INVALID_ARGUMENT", "WEIGHTS_MALFORMED"),
         (without_version, "INVALID_ARGUMENT", "WEIGHTS_MALFORMED"),
         (without_digest, "INVALID_ARGUMENT", "WEIGHTS_MALFORMED"),
+        (without_checksum, "INVALID_ARGUMENT", "WEIGHTS_MALFORMED"),
         (cut_off, "DATA_LOSS", "WEIGHTS_TRUNCATED"),
         (with_flipped_bit, "DATA_LOSS", "WEIGHTS_CHECKSUM_MISMATCH"),
         (as_active_version, "FAILED_PRECONDITION", "MODEL_VERSION_CONFLICT"),
@@ -457,26 +475,8 @@ def test_weights_that_are_not_numbers(start, store: ModelStore) -> None:
     model = load_causal_lm(store.resolve("policy/2").path)
     with torch.no_grad():
         model.transformer.ln_f.bias[3] = torch.inf
-    encoded = encode_weights(model_weights(model), ModelVersion("policy", 9))
-    header = encoded.header
-    messages = [
-        pb.UpdateWeightsRequest(
-            header=pb.WeightsHeader(
-                model=model_pb2.ModelVersion(
-                    name="policy", version=9, weights_sha256=header.model.weights_sha256
-                ),
-                tensors=[
-                    pb.TensorSpec(name=spec.name, dtype=spec.dtype, shape=spec.shape)
-                    for spec in header.tensors
-                ],
-                size_bytes=header.size_bytes,
-            )
-        ),
-        *(
-            pb.UpdateWeightsRequest(chunk=pb.WeightsChunk(offset_bytes=chunk.offset_bytes, data=chunk.data))
-            for chunk in encoded.chunks
-        ),
-    ]
+    weights = model_weights(model)
+    messages = messages_of(weights, ModelVersion("policy", 9, weights_sha256(weights)))
     with pytest.raises(grpc.RpcError) as refused:
         start().stub.UpdateWeights(iter(messages), timeout=TIMEOUT_S)
     assert refused.value.code() == grpc.StatusCode.DATA_LOSS

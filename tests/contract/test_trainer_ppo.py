@@ -326,6 +326,9 @@ class LeavingContext:
     def published(self, model: ModelVersion, *, stored: bool) -> None:
         """Nobody counts."""
 
+    def weights_sent(self, way: str, size_bytes: int, seconds: float) -> None:
+        """Nobody counts."""
+
     def guards_checked(self, findings: Sequence[Finding], *, seconds: float) -> None:
         """Nobody looks."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from andon.client.labeling import LabelingClient
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 # What a checkpoint holds: tensors, numbers, text, and lists and dicts of these, so that
 # torch.load(weights_only=True) reads it back.
 StageState = dict[str, Any]
+
+# How weights go to a sampler: all bytes or what changed over gRPC, or memory that both see.
+WeightsWay = Literal["full", "delta", "shared_memory"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +54,7 @@ class RunInterrupted(RunHalted):
 
 
 class StageContext(Protocol):
-    """The run, as its stage sees it. All calls come from the run's own thread."""
+    """The run, as its stage sees it. All calls come from the run's own thread unless they say so."""
 
     @property
     def run_id(self) -> str:
@@ -110,6 +113,9 @@ class StageContext(Protocol):
 
     def published(self, model: ModelVersion, *, stored: bool) -> None:
         """Record that a version was written: to the store (``stored``) or only to the samplers."""
+
+    def weights_sent(self, way: WeightsWay, size_bytes: int, seconds: float) -> None:
+        """Count weights that a sampler acknowledged, by how they went. Called from any thread."""
 
     def guards_checked(self, findings: Sequence[Finding], *, seconds: float) -> None:
         """Show what the guards found at an update, and how long they took."""

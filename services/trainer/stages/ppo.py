@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from andon.client.policy import PolicyClient
 from andon.client.reference import ReferenceClient
@@ -163,6 +162,8 @@ class PpoStage:
             initial=self._policy_model.version,
             peers=self._peers,
             timeout_s=self._timeout_s,
+            threads=context.threads,
+            on_sent=context.weights_sent,
         )
         self._scorers = Scorers(
             reference=self._reference_client,
@@ -293,6 +294,8 @@ class PpoStage:
                 between_steps=lambda: context.obey(self._state),
             )
         reported = {**experience.metrics, **self._progress.metrics()}
+        with self._timed("publish_seconds"):
+            prepared = self._publisher.prepare(model_weights(self._actor_critic.policy))
         with self._timed("guard_seconds"):
             self._guards.after_update(
                 experience,
@@ -302,7 +305,7 @@ class PpoStage:
                 keep_last_good=self._store_last_good,
             )
         with self._timed("publish_seconds"):
-            version = self._name_weights(update, model_weights(self._actor_critic.policy))
+            version = self._publisher.set_current(POLICY_FAMILY, self._versions[update - 1], prepared)
             self._publisher.publish(state=self._state)
         context.published(version, stored=False)
 
@@ -402,11 +405,8 @@ class PpoStage:
             self._seconds = in_progress["seconds"]
         if self._update > 0:
             published = None if in_progress is None else in_progress["published"]
-            self._name_weights(self._update, published or model_weights(self._actor_critic.policy))
-
-    def _name_weights(self, update: int, weights: Mapping[str, Tensor]) -> ModelVersion:
-        """Make these weights the version that update ``update`` gives."""
-        return self._publisher.set_current(POLICY_FAMILY, self._versions[update - 1], weights)
+            weights = self._publisher.prepare(published or model_weights(self._actor_critic.policy))
+            self._publisher.set_current(POLICY_FAMILY, self._versions[self._update - 1], weights)
 
     def _is_stored_after(self, update: int) -> bool:
         interval = self._config.store_interval

@@ -5,23 +5,27 @@ from typing import Any
 
 import pytest
 import torch
+import xxhash
 from torch import Tensor
 
-from andon.errors import AndonError, InvalidArgumentError
+from andon.errors import AndonError, FailedPreconditionError, InvalidArgumentError
 from andon.modeling.loading import new_causal_lm
+from andon.modeling.shared_memory import SharedMemoryAddress
 from andon.modeling.text import TextCodec
 from andon.modeling.versions import ModelVersion
 from andon.modeling.weight_codec import (
+    ChunkBuffer,
     TensorSpec,
-    WeightsAssembler,
     WeightsHeader,
-    encode_weights,
+    check_header,
+    check_weights,
     load_weights,
     model_weights,
+    tensors_in,
+    weights_checksum,
     weights_sha256,
 )
-
-VERSION = ModelVersion("policy", 4)
+from andon.modeling.weight_image import cut, image_of
 
 
 def mixed_state() -> dict[str, Tensor]:
@@ -42,22 +46,57 @@ def test_the_digest_is_what_the_contract_says() -> None:
     assert weights_sha256(state) == hashlib.sha256(by_hand).hexdigest()
 
 
+def bytes_of(state: dict[str, Tensor]) -> bytes:
+    """What the contract says follows a header."""
+    return b"".join(
+        bytes(state[name].contiguous().flatten().view(torch.uint8).tolist()) for name in sorted(state)
+    )
+
+
+def test_the_checksum_is_what_the_contract_says() -> None:
+    state = mixed_state()
+    assert weights_checksum(state) == xxhash.xxh3_128_hexdigest(bytes_of(state))
+
+
 @pytest.mark.parametrize("chunk_bytes", [1, 7, 16, 1 << 20])
 def test_weights_come_back_bit_for_bit(chunk_bytes: int) -> None:
     state = mixed_state()
-    encoded = encode_weights(state, VERSION, chunk_bytes)
-    assert encoded.header.model == ModelVersion("policy", 4, weights_sha256(state))
-    assert encoded.header.size_bytes == 6 + 6 + 40 + 4
-    assembler = WeightsAssembler.begin(encoded.header)
-    chunks = list(encoded.chunks)
+    header = header_of(state)
+    assert header.size_bytes == 6 + 6 + 40 + 4
+    buffer = ChunkBuffer(check_header(header))
+    chunks = list(cut(bytes_of(state), chunk_bytes))
     assert all(len(chunk.data) == chunk_bytes for chunk in chunks[:-1])
     for chunk in chunks:
-        assembler.add(chunk.offset_bytes, chunk.data)
-    decoded = assembler.finish()
+        buffer.add(chunk.offset_bytes, chunk.data)
+    decoded = tensors_in(buffer.finish(), header.tensors)
+    check_weights(decoded, header.checksum)
     assert decoded.keys() == state.keys()
     for name, tensor in state.items():
         assert decoded[name].dtype == tensor.dtype
         assert torch.equal(decoded[name], tensor)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_an_image_has_the_bytes_of_the_rounded_weights(dtype: str) -> None:
+    state = {name: tensor.float() for name, tensor in mixed_state().items()}
+    rounded = {name: tensor.to(getattr(torch, dtype)) for name, tensor in state.items()}
+    image = image_of(state, dtype)
+    header = image.header(ModelVersion("policy", 4, "0" * 64))
+    assert b"".join(chunk.data for chunk in image.chunks(16)) == bytes_of(rounded)
+    assert (header.checksum, header.size_bytes) == (weights_checksum(rounded), len(bytes_of(rounded)))
+    assert [spec.shape for spec in header.tensors] == [tuple(state[name].shape) for name in sorted(state)]
+    state["d.scalar"] += 1
+    image.fill(state)
+    assert image.tensors["d.scalar"] == 2.5
+    assert image.checksum == weights_checksum(image.tensors) != header.checksum
+
+
+def test_an_image_has_one_type_and_its_own_shapes() -> None:
+    with pytest.raises(InvalidArgumentError):
+        image_of(mixed_state())
+    with pytest.raises(FailedPreconditionError) as caught:
+        image_of({"a": torch.zeros(4)}).fill({"a": torch.zeros(5)})
+    assert caught.value.reason == "WEIGHTS_SHAPE_MISMATCH"
 
 
 def test_the_digest_sees_names_types_shapes_and_values() -> None:
@@ -74,9 +113,22 @@ def test_the_digest_sees_names_types_shapes_and_values() -> None:
 
 
 def header_of(state: dict[str, Tensor]) -> WeightsHeader:
-    return encode_weights(state, VERSION).header
+    return WeightsHeader(
+        model=ModelVersion("policy", 4, weights_sha256(state)),
+        tensors=tuple(
+            TensorSpec(
+                name=name,
+                dtype=str(state[name].dtype).removeprefix("torch."),
+                shape=tuple(state[name].shape),
+            )
+            for name in sorted(state)
+        ),
+        size_bytes=sum(tensor.nbytes for tensor in state.values()),
+        checksum=weights_checksum(state),
+    )
 
 
+ELSEWHERE = SharedMemoryAddress(process_id=1, descriptor=3, name="andon-" + "0" * 32)
 GOOD = header_of({"a": torch.zeros(4), "b": torch.zeros(2, 3)})
 
 
@@ -85,7 +137,12 @@ GOOD = header_of({"a": torch.zeros(4), "b": torch.zeros(2, 3)})
     [
         (replace(GOOD, model=ModelVersion("policy", 4)), "WEIGHTS_MALFORMED"),
         (replace(GOOD, model=ModelVersion("policy", 4, "F" * 64)), "WEIGHTS_MALFORMED"),
+        (replace(GOOD, checksum=""), "WEIGHTS_MALFORMED"),
         (replace(GOOD, tensors=()), "WEIGHTS_MALFORMED"),
+        (replace(GOOD, tensors=GOOD.tensors[::-1]), "WEIGHTS_MALFORMED"),
+        (replace(GOOD, base=ModelVersion("policy", 3), size_bytes=41), "WEIGHTS_MALFORMED"),
+        (replace(GOOD, base=ModelVersion("policy", 3), size_bytes=-1), "WEIGHTS_MALFORMED"),
+        (replace(GOOD, base=ModelVersion("policy", 3), memory=ELSEWHERE), "WEIGHTS_MALFORMED"),
         (replace(GOOD, size_bytes=41), "WEIGHTS_MALFORMED"),
         (replace(GOOD, tensors=GOOD.tensors[:1] * 2, size_bytes=32), "WEIGHTS_MALFORMED"),
         (
@@ -106,15 +163,18 @@ GOOD = header_of({"a": torch.zeros(4), "b": torch.zeros(2, 3)})
 )
 def test_a_wrong_header_is_refused_before_its_bytes(header: WeightsHeader, reason: str) -> None:
     shapes = {"a": (4,), "b": (2, 3)}
-    WeightsAssembler.begin(GOOD, expected_shapes=shapes)
+    assert check_header(GOOD, expected_shapes=shapes) == 40
     with pytest.raises(AndonError) as caught:
-        WeightsAssembler.begin(header, expected_shapes=shapes)
+        check_header(header, expected_shapes=shapes)
     assert caught.value.reason == reason
 
 
-def stream_of(state: dict[str, Tensor]) -> tuple[WeightsHeader, bytes]:
-    encoded = encode_weights(state, VERSION)
-    return encoded.header, b"".join(chunk.data for chunk in encoded.chunks)
+def received(header: WeightsHeader, data: bytes) -> dict[str, Tensor]:
+    """The weights of a stream, as the policy service reads it."""
+    buffer = ChunkBuffer(check_header(header)).add(0, data)
+    state = tensors_in(buffer.finish(), header.tensors)
+    check_weights(state, header.checksum)
+    return state
 
 
 def flip_last(data: bytes) -> bytes:
@@ -131,40 +191,41 @@ def flip_last(data: bytes) -> bytes:
     ],
 )
 def test_damaged_bytes_are_found(damage: Callable[[bytes], bytes], reason: str) -> None:
-    header, data = stream_of({"a": torch.ones(4)})
+    state = {"a": torch.ones(4)}
     with pytest.raises(AndonError) as caught:
-        WeightsAssembler.begin(header).add(0, damage(data)).finish()
+        received(header_of(state), damage(bytes_of(state)))
     assert caught.value.reason == reason
 
 
 def test_chunks_must_follow_each_other() -> None:
-    header, data = stream_of({"a": torch.ones(4)})
     for offset in (0, 9, -1):
-        assembler = WeightsAssembler.begin(header).add(0, data[:8])
+        buffer = ChunkBuffer(16).add(0, bytes(8))
         with pytest.raises(InvalidArgumentError) as caught:
-            assembler.add(offset, data[8:])
+            buffer.add(offset, bytes(8))
         assert caught.value.reason == "WEIGHTS_MALFORMED"
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("value", [float("nan"), -float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_weights_that_are_not_finite_are_found(value: float, dtype: torch.dtype) -> None:
     tensor = torch.ones(1000, dtype=dtype)
     tensor[123] = value
-    header, data = stream_of({"a": torch.ones(4), "b": tensor})
+    state = {"a": torch.ones(4), "b": tensor}
     with pytest.raises(AndonError) as caught:
-        WeightsAssembler.begin(header).add(0, data).finish()
+        check_weights(state, weights_checksum(state))
     assert (caught.value.reason, caught.value.metadata["tensor"]) == ("WEIGHTS_NOT_FINITE", "b")
 
 
-def test_large_finite_weights_are_fine() -> None:
-    header, data = stream_of({"a": torch.full((4,), 3e38)})
-    assert WeightsAssembler.begin(header).add(0, data).finish()["a"].isfinite().all()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_largest_finite_weights_are_fine(dtype: torch.dtype) -> None:
+    most = torch.finfo(dtype).max
+    state = {"a": torch.tensor([most, -most, 0.0, -0.0, torch.finfo(dtype).tiny], dtype=dtype)}
+    check_weights(state, weights_checksum(state))
 
 
 def test_integers_are_no_weights() -> None:
     with pytest.raises(InvalidArgumentError):
-        encode_weights({"a": torch.zeros(3, dtype=torch.int64)}, VERSION)
+        image_of({"a": torch.zeros(3, dtype=torch.int64)})
 
 
 def test_a_model_takes_over_another_ones_weights(architecture: dict[str, Any], codec: TextCodec) -> None:
@@ -172,15 +233,15 @@ def test_a_model_takes_over_another_ones_weights(architecture: dict[str, Any], c
     state = model_weights(sender)
     total = sum(parameter.numel() for parameter in sender.parameters())
     assert sum(tensor.numel() for tensor in state.values()) == total  # tied ones once
-    header, data = stream_of(state)
     shapes = {name: tuple(tensor.shape) for name, tensor in model_weights(receiver).items()}
-    received = WeightsAssembler.begin(header, expected_shapes=shapes).add(0, data).finish()
-    assert weights_sha256(model_weights(receiver)) != header.model.weights_sha256
-    load_weights(receiver, received)
-    assert weights_sha256(model_weights(receiver)) == header.model.weights_sha256
+    check_header(header_of(state), expected_shapes=shapes)
+    arrived = received(header_of(state), bytes_of(state))
+    assert weights_sha256(model_weights(receiver)) != weights_sha256(state)
+    load_weights(receiver, arrived)
+    assert weights_sha256(model_weights(receiver)) == weights_sha256(state)
     ids = torch.tensor([[1, 2, 3]])
     assert torch.equal(receiver.get_input_embeddings()(ids), sender.get_input_embeddings()(ids))
-    received.popitem()
+    arrived.popitem()
     with pytest.raises(AndonError) as caught:
-        load_weights(receiver, received)
+        load_weights(receiver, arrived)
     assert caught.value.reason == "WEIGHTS_SHAPE_MISMATCH"

@@ -365,6 +365,40 @@ class TensorSpec(_message.Message):
 Global___TensorSpec: _TypeAlias = TensorSpec  # noqa: Y015
 
 @_typing.final
+class SharedMemory(_message.Message):
+    """SharedMemory is where a process on the same host finds bytes of the sender's:
+    a memfd of Linux that cannot change its size, open to the sender's user only.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROCESS_ID_FIELD_NUMBER: _builtins.int
+    DESCRIPTOR_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    process_id: _builtins.int
+    """The sender's process."""
+    descriptor: _builtins.int
+    """The memory's descriptor in that process."""
+    name: _builtins.str
+    """The memory's name: "andon-" and 32 random hexadecimal digits. It proves that
+    what the receiver finds is what the sender meant.
+    """
+    def __init__(
+        self,
+        *,
+        process_id: _builtins.int = ...,
+        descriptor: _builtins.int = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["descriptor", b"descriptor", "name", b"name", "process_id", b"process_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SharedMemory: _TypeAlias = SharedMemory  # noqa: Y015
+
+@_typing.final
 class WeightsHeader(_message.Message):
     """WeightsHeader opens a stream of weights."""
 
@@ -373,15 +407,36 @@ class WeightsHeader(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     TENSORS_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    CHECKSUM_FIELD_NUMBER: _builtins.int
+    BASE_FIELD_NUMBER: _builtins.int
+    MEMORY_FIELD_NUMBER: _builtins.int
     size_bytes: _builtins.int
-    """The total number of bytes that follow."""
+    """The number of bytes that follow in chunks, or that lie in memory."""
+    checksum: _builtins.str
+    """XXH3 with 128 bits, as lower-case hexadecimal, over all bytes of the new
+    weights in the types of the tensors above. Required.
+    """
     @_builtins.property
     def model(self) -> _model_pb2.ModelVersion:
-        """The version being sent; weights_sha256 is required."""
+        """The version being sent. weights_sha256 is required: it names the version as
+        the trainer has it, whatever type the weights are rounded to on their way.
+        """
 
     @_builtins.property
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[Global___TensorSpec]:
-        """All tensors, in the order in which their bytes follow each other."""
+        """All tensors of the new weights, in the order of their names, in which their
+        bytes follow each other.
+        """
+
+    @_builtins.property
+    def base(self) -> _model_pb2.ModelVersion:
+        """When set, the chunks carry a delta to this version, which the receiver must
+        have in use, with its digest, in the types of the tensors above.
+        """
+
+    @_builtins.property
+    def memory(self) -> Global___SharedMemory:
+        """When set, no chunk follows: the bytes lie here, and stay until the answer."""
 
     def __init__(
         self,
@@ -389,10 +444,13 @@ class WeightsHeader(_message.Message):
         model: _model_pb2.ModelVersion | None = ...,
         tensors: _abc.Iterable[Global___TensorSpec] | None = ...,
         size_bytes: _builtins.int = ...,
+        checksum: _builtins.str = ...,
+        base: _model_pb2.ModelVersion | None = ...,
+        memory: Global___SharedMemory | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "memory", b"memory", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "size_bytes", b"size_bytes", "tensors", b"tensors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "checksum", b"checksum", "memory", b"memory", "model", b"model", "size_bytes", b"size_bytes", "tensors", b"tensors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -407,11 +465,20 @@ class WeightsChunk(_message.Message):
     OFFSET_BYTES_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     offset_bytes: _builtins.int
-    """Where the piece begins, counted from the first byte of the first tensor.
-    Chunks follow each other without a gap.
+    """Where the piece begins, counted from the first byte of the first tensor, or
+    of the delta. Chunks follow each other without a gap.
     """
     data: _builtins.bytes
-    """Little-endian values; about 1 MiB."""
+    """Little-endian values, or a piece of the delta; about 1 MiB. A delta is one
+    record for every 1048576 values of a tensor and its rest, tensor after
+    tensor: how many values change and the length of the frame (4 bytes each,
+    little endian, no sign), how many bytes a distance has (1 byte: 1, 2 or 4),
+    and, where values change, a zstd frame with its checksum. The frame has the
+    distances from each value that changes to the next, less 1 (the first: its
+    place in the record), then the differences of the bits as integers, modulo
+    their range, as 2 d for d >= 0 and -2 d - 1 else; both as planes, all lowest
+    bytes first.
+    """
     def __init__(
         self,
         *,
@@ -468,7 +535,7 @@ class UpdateWeightsResponse(_message.Message):
     APPLY_DURATION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def model(self) -> _model_pb2.ModelVersion:
-        """The version now in use, with the digest computed by the receiver."""
+        """The version now in use, with the digest that the header named it by."""
 
     @_builtins.property
     def apply_duration(self) -> _duration_pb2.Duration:

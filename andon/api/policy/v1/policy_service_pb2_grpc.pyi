@@ -57,14 +57,18 @@ class PolicyServiceStub:
     """
     UpdateWeights: _grpc.StreamUnaryMultiCallable[_policy_service_pb2.UpdateWeightsRequest, _policy_service_pb2.UpdateWeightsResponse]
     """UpdateWeights replaces the policy's weights. The first message is the
-    header, every further one a chunk, in order. The answer is sent when the
-    new weights are in use: calls that arrive later are sampled with them, and
-    calls in progress finish with the old ones. A repeated update to the active
-    version with the same digest succeeds without effect.
+    header, every further one a chunk, in order. The header says which of three
+    ways the bytes come: all of them in chunks, in chunks what differs from the
+    weights in use, or in memory of the sender's on the same host. The answer is
+    sent when the new weights are in use and their checksum was found right:
+    calls that arrive later are sampled with them, and calls in progress finish
+    with the old ones. A repeated update to the active version with the same
+    digest succeeds without effect.
 
     INVALID_ARGUMENT: WEIGHTS_MALFORMED. FAILED_PRECONDITION: MODEL_NOT_LOADED,
     WEIGHTS_SHAPE_MISMATCH, MODEL_VERSION_CONFLICT, UNSUPPORTED_BY_BACKEND
-    (takes_weights is false). DATA_LOSS:
+    (takes_weights is false); WEIGHTS_BASE_MISMATCH (send all bytes) and
+    WEIGHTS_NOT_SHARED (send them in chunks) ask for another way. DATA_LOSS:
     WEIGHTS_CHECKSUM_MISMATCH, WEIGHTS_TRUNCATED, WEIGHTS_NOT_FINITE. After an
     error the old weights are still in use.
     """
@@ -110,14 +114,18 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     """
     UpdateWeights: _aio.StreamUnaryMultiCallable[_policy_service_pb2.UpdateWeightsRequest, _policy_service_pb2.UpdateWeightsResponse]  # type: ignore[assignment]
     """UpdateWeights replaces the policy's weights. The first message is the
-    header, every further one a chunk, in order. The answer is sent when the
-    new weights are in use: calls that arrive later are sampled with them, and
-    calls in progress finish with the old ones. A repeated update to the active
-    version with the same digest succeeds without effect.
+    header, every further one a chunk, in order. The header says which of three
+    ways the bytes come: all of them in chunks, in chunks what differs from the
+    weights in use, or in memory of the sender's on the same host. The answer is
+    sent when the new weights are in use and their checksum was found right:
+    calls that arrive later are sampled with them, and calls in progress finish
+    with the old ones. A repeated update to the active version with the same
+    digest succeeds without effect.
 
     INVALID_ARGUMENT: WEIGHTS_MALFORMED. FAILED_PRECONDITION: MODEL_NOT_LOADED,
     WEIGHTS_SHAPE_MISMATCH, MODEL_VERSION_CONFLICT, UNSUPPORTED_BY_BACKEND
-    (takes_weights is false). DATA_LOSS:
+    (takes_weights is false); WEIGHTS_BASE_MISMATCH (send all bytes) and
+    WEIGHTS_NOT_SHARED (send them in chunks) ask for another way. DATA_LOSS:
     WEIGHTS_CHECKSUM_MISMATCH, WEIGHTS_TRUNCATED, WEIGHTS_NOT_FINITE. After an
     error the old weights are still in use.
     """
@@ -172,14 +180,18 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_policy_service_pb2.UpdateWeightsResponse, _abc.Awaitable[_policy_service_pb2.UpdateWeightsResponse]]:
         """UpdateWeights replaces the policy's weights. The first message is the
-        header, every further one a chunk, in order. The answer is sent when the
-        new weights are in use: calls that arrive later are sampled with them, and
-        calls in progress finish with the old ones. A repeated update to the active
-        version with the same digest succeeds without effect.
+        header, every further one a chunk, in order. The header says which of three
+        ways the bytes come: all of them in chunks, in chunks what differs from the
+        weights in use, or in memory of the sender's on the same host. The answer is
+        sent when the new weights are in use and their checksum was found right:
+        calls that arrive later are sampled with them, and calls in progress finish
+        with the old ones. A repeated update to the active version with the same
+        digest succeeds without effect.
 
         INVALID_ARGUMENT: WEIGHTS_MALFORMED. FAILED_PRECONDITION: MODEL_NOT_LOADED,
         WEIGHTS_SHAPE_MISMATCH, MODEL_VERSION_CONFLICT, UNSUPPORTED_BY_BACKEND
-        (takes_weights is false). DATA_LOSS:
+        (takes_weights is false); WEIGHTS_BASE_MISMATCH (send all bytes) and
+        WEIGHTS_NOT_SHARED (send them in chunks) ask for another way. DATA_LOSS:
         WEIGHTS_CHECKSUM_MISMATCH, WEIGHTS_TRUNCATED, WEIGHTS_NOT_FINITE. After an
         error the old weights are still in use.
         """

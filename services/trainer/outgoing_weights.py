@@ -1,0 +1,96 @@
+"""What one version's weights are to samplers: in which types, and as a difference to the version before.
+
+``weight_publisher`` makes one for every update. Each form is made once, when it is first asked for or ahead
+of that in a thread of its own, and serves all replicas. Two versions' images are enough: the memory of the
+one before the last is filled again.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+from torch import Tensor
+
+from andon.modeling.weight_codec import weights_sha256
+from andon.modeling.weight_delta import encode_delta
+from andon.modeling.weight_image import WeightImage, image_of
+
+
+class OutgoingWeights:
+    """A copy of weights, and what is sent of them. Safe to share between threads."""
+
+    def __init__(
+        self,
+        weights: Mapping[str, Tensor],
+        *,
+        base: OutgoingWeights | None,
+        room: Sequence[WeightImage],
+        threads: int,
+    ) -> None:
+        """Copies ``weights``, which must be of one type. ``base`` is the version before, ``room`` memory that
+        nobody reads any more; ``threads`` work on a delta.
+        """
+        self._base = base
+        self._room = list(room)
+        self._threads = threads
+        self._lock = threading.Lock()  # guards the forms below
+        self._digest_lock = threading.Lock()
+        self._images: dict[str, WeightImage] = {}
+        self._deltas: dict[str, bytes | None] = {}
+        self.master = self._filled(weights, None)
+        self._images[self.master.dtype] = self.master
+
+    @property
+    def weights_sha256(self) -> str:
+        """What names the version: the digest over the weights in the trainer's own type."""
+        with self._digest_lock:
+            return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        return weights_sha256(self.master.tensors)
+
+    def image(self, dtype: str) -> WeightImage:
+        """All weights in the type that a sampler serves."""
+        with self._lock:
+            return self._image(dtype)
+
+    def delta(self, dtype: str) -> bytes | None:
+        """What turns the version before into this one; None where it is gone, or all weights are shorter."""
+        with self._lock:
+            if dtype not in self._deltas:
+                old = None if self._base is None else self._base.made_image(dtype)
+                self._deltas[dtype] = (
+                    None if old is None else encode_delta(old, self._image(dtype), threads=self._threads)
+                )
+            return self._deltas[dtype]
+
+    def made_image(self, dtype: str) -> WeightImage | None:
+        """The image of this type if samplers were given one."""
+        with self._lock:
+            return self._images.get(dtype)
+
+    def release_base(self) -> list[WeightImage]:
+        """Forget the version before and return its memory; deltas that are made already stay."""
+        with self._lock:
+            base, self._base = self._base, None
+        return [] if base is None else base._give_up()
+
+    def _give_up(self) -> list[WeightImage]:
+        with self._lock:
+            images, self._images = list(self._images.values()), {}
+        return images
+
+    def _image(self, dtype: str) -> WeightImage:
+        if dtype not in self._images:
+            self._images[dtype] = self._filled(self.master.tensors, dtype)
+        return self._images[dtype]
+
+    def _filled(self, weights: Mapping[str, Tensor], dtype: str | None) -> WeightImage:
+        own = str(next(iter(weights.values())).dtype).removeprefix("torch.")
+        for number, image in enumerate(self._room):
+            if image.dtype == (dtype or own) and image.fits(weights):
+                return self._room.pop(number).fill(weights)
+        return image_of(weights, dtype)
