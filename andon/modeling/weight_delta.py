@@ -50,10 +50,10 @@ class BlockChange:
     differences: Tensor  # [changed] integers of the values' width, to add modulo 2 ** bits
 
 
-def encode_delta(old: WeightImage, new: WeightImage, *, threads: int = 1) -> bytes | None:
-    """What turns ``old`` into ``new``; None when it would be no shorter than all of ``new``.
+def encode_delta(old: WeightImage, new: WeightImage, *, threads: int = 1) -> bytes:
+    """What turns ``old`` into ``new``, images of one type and of the same names and shapes.
 
-    The images must be of one type and of the same names and shapes.
+    It may be longer than all of ``new``.
     """
     if old.specs != new.specs:
         raise ValueError("a delta needs two images of the same type, names and shapes")
@@ -65,8 +65,7 @@ def encode_delta(old: WeightImage, new: WeightImage, *, threads: int = 1) -> byt
     ]
     with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="weight-delta") as pool:
         records = list(pool.map(_encode_block, pairs))
-    delta = b"".join(records)
-    return delta if len(delta) < new.size_bytes else None
+    return b"".join(records)
 
 
 def decode_delta(data: bytes | bytearray, specs: Sequence[TensorSpec]) -> list[BlockChange]:

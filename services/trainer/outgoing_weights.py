@@ -61,10 +61,7 @@ class OutgoingWeights:
         """What turns the version before into this one; None where it is gone, or all weights are shorter."""
         with self._lock:
             if dtype not in self._deltas:
-                old = None if self._base is None else self._base.made_image(dtype)
-                self._deltas[dtype] = (
-                    None if old is None else encode_delta(old, self._image(dtype), threads=self._threads)
-                )
+                self._deltas[dtype] = self._encoded(dtype)
             return self._deltas[dtype]
 
     def made_image(self, dtype: str) -> WeightImage | None:
@@ -82,6 +79,14 @@ class OutgoingWeights:
         with self._lock:
             images, self._images = list(self._images.values()), {}
         return images
+
+    def _encoded(self, dtype: str) -> bytes | None:
+        old = None if self._base is None else self._base.made_image(dtype)
+        if old is None:
+            return None
+        new = self._image(dtype)
+        delta = encode_delta(old, new, threads=self._threads)
+        return delta if len(delta) < new.size_bytes else None
 
     def _image(self, dtype: str) -> WeightImage:
         if dtype not in self._images:

@@ -294,10 +294,20 @@ class Spec:
 
 
 @dataclass(frozen=True)
+class Memory:
+    process_id: int
+    descriptor: int
+    name: str
+
+
+@dataclass(frozen=True)
 class Header:
     model: ModelVersion
     tensors: tuple[Spec, ...]
     size_bytes: int
+    checksum: str = "ef"
+    base: ModelVersion | None = None
+    memory: Memory | None = None
 
 
 @dataclass(frozen=True)
@@ -314,6 +324,20 @@ def test_weights_go_out_as_header_and_chunks(fake_policy: tuple[FakePolicy, Poli
     assert list(fake.weights[0].header.tensors[0].shape) == [1, 2]
     assert b"".join(message.chunk.data for message in fake.weights[1:]) == b"abcdefgh"
     assert [message.chunk.offset_bytes for message in fake.weights[1:]] == [0, 4]
+    assert fake.weights[0].header.checksum == "ef"
+    assert not fake.weights[0].header.HasField("base")
+    assert not fake.weights[0].header.HasField("memory")
+
+
+def test_a_header_says_how_weights_come(fake_policy: tuple[FakePolicy, PolicyClient]) -> None:
+    fake, client = fake_policy
+    model, base = ModelVersion("policy", 4, "cd"), ModelVersion("policy", 3, "ab")
+    client.update_weights(Header(model, (), 8, base=base), [])
+    delta = fake.weights[0].header
+    client.update_weights(Header(model, (), 8, memory=Memory(17, 5, "andon-1")), [])
+    shared = fake.weights[0].header
+    assert (delta.base.name, delta.base.version, delta.base.weights_sha256) == ("policy", 3, "ab")
+    assert (shared.memory.process_id, shared.memory.descriptor, shared.memory.name) == (17, 5, "andon-1")
 
 
 @dataclass

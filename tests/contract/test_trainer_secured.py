@@ -117,3 +117,6 @@ class NoWeights:
         self.model = model
         self.tensors = ()
         self.size_bytes = 0
+        self.checksum = ""
+        self.base = None
+        self.memory = None
