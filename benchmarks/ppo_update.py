@@ -48,12 +48,13 @@ class ServiceProcess:
 
 
 @contextmanager
-def service_process(name: str, store: Path, threads: int) -> Iterator[ServiceProcess]:
+def service_process(name: str, store: Path, threads: int, *flags: str) -> Iterator[ServiceProcess]:
     """Start a service as an operator does, on a free port; end it afterwards."""
     log = store.parent / f"{name}.log"
     command = [
         *(sys.executable, "-m", f"services.{name}", "--port=0", "--metrics-port=0"),
         *(f"--store={store}", f"--model={SERVED_MODELS[name]}", f"--threads={threads}"),
+        *flags,
     ]
     with (
         log.open("w") as errors,
