@@ -2,10 +2,11 @@
 
 Each round takes one step of Adam at 3e-6 on random tokens, so that what changes is what a step changes, and
 then hands the weights over by every way in turn. Samplers are processes of their own; ours is a policy
-service. Seconds are those on the clock, since both sides do nothing but wait for it; CPU seconds stand
-beside. ``whole_s`` hides nothing. ``waiting_s`` is what a PPO update waits for: the copy of the weights, and
-all from where the trainer's guards have looked, while which the trainer prepares digest, image and delta.
-The first round is a warm-up.
+service. Time is taken on the clock, since both sides do nothing but wait, and in CPU seconds of both, which
+are nearly the same on a quiet machine and bear company on another; the rate is per CPU second. ``whole``
+hides nothing. ``waiting`` is what a PPO update waits for: the copy of the weights, and all from where the
+trainer's guards have looked, while which the trainer prepares digest, image and delta. For the peers both are
+the same. The first round is a warm-up.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from andon.modeling.sequences import PromptGroup, pack
 from andon.modeling.store import ModelStore
 from andon.modeling.weight_codec import load_weights, model_weights
 from benchmarks import shapes
-from benchmarks.measuring import cpu_seconds_of_process, emit, parser, use_threads
+from benchmarks.measuring import emit, parser, use_threads
 from benchmarks.ppo_update import publish_models, service_process
 from services.trainer.peers import Peers
 from services.trainer.stages.context import StageClients
@@ -55,8 +56,9 @@ class HandOver:
     """One hand-over."""
 
     waiting_s: float
+    waiting_cpu_s: float  # of both sides
     whole_s: float
-    cpu_s: float  # of both sides, for the whole
+    whole_cpu_s: float
     size_bytes: int
 
 
@@ -85,22 +87,33 @@ class FromAfar(PolicyClient):
         return super().update_weights(header, chunks, **options)
 
 
-class CpuSeconds:
-    """CPU seconds of this process and another one, during a block."""
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """The clock, and the CPU seconds of both sides."""
 
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
-        self.seconds = 0.0
+    wall_s: float
+    cpu_s: float
 
-    def __enter__(self) -> CpuSeconds:
-        self._begin_s = self._now()
-        return self
+    @classmethod
+    def now(cls, pid: int) -> Reading:
+        """Read both; ``pid`` is the other side's process."""
+        # What clock_getcpuclockid(3) gives on Linux; ticks of /proc would be too coarse.
+        other_s = time.clock_gettime((~pid << 3) | 2)
+        return cls(wall_s=time.perf_counter(), cpu_s=time.process_time() + other_s)
 
-    def __exit__(self, *_: object) -> None:
-        self.seconds = self._now() - self._begin_s
 
-    def _now(self) -> float:
-        return time.process_time() + cpu_seconds_of_process(self._pid)
+def hand_over_of(
+    *, parts: Sequence[tuple[Reading, Reading]], whole: tuple[Reading, Reading], size_bytes: int
+) -> HandOver:
+    """``parts``: begin and end of what is waited for."""
+    begin, end = whole
+    return HandOver(
+        waiting_s=sum(after.wall_s - before.wall_s for before, after in parts),
+        waiting_cpu_s=sum(after.cpu_s - before.cpu_s for before, after in parts),
+        whole_s=end.wall_s - begin.wall_s,
+        whole_cpu_s=end.cpu_s - begin.cpu_s,
+        size_bytes=size_bytes,
+    )
 
 
 class Publishing:
@@ -125,26 +138,21 @@ class Publishing:
 
     def hand_over(self, weights: Weights) -> HandOver:
         """One update, as the PPO stage makes it."""
-        with CpuSeconds(self._pid) as cpu:
-            begin_s = time.perf_counter()
-            prepared = self._publisher.prepare(weights)
-            copied_s = time.perf_counter()
-            # Wait for what was begun, as while the guards look.
-            _ = prepared.weights_sha256
-            _ = prepared.image(self._dtype) if self._shares_memory else prepared.delta(self._dtype)
-            prepared_s = time.perf_counter()
-            self._version += 1
-            self._publisher.set_current("policy", self._version, prepared)
-            self._publisher.publish(state=dict)
-            end_s = time.perf_counter()
-        expected = "shared_memory" if self._shares_memory else "delta"
-        assert self._version == 1 or self._sent[-1][0] == expected, self._sent[-1]
-        return HandOver(
-            waiting_s=copied_s - begin_s + end_s - prepared_s,
-            whole_s=end_s - begin_s,
-            cpu_s=cpu.seconds,
-            size_bytes=self._sent[-1][1],
-        )
+        begin = Reading.now(self._pid)
+        prepared = self._publisher.prepare(weights)
+        copied = Reading.now(self._pid)
+        # Wait for what was begun, as while the guards look.
+        _ = prepared.weights_sha256
+        _ = prepared.image(self._dtype) if self._shares_memory else prepared.delta(self._dtype)
+        ready = Reading.now(self._pid)
+        self._version += 1
+        self._publisher.set_current("policy", self._version, prepared)
+        self._publisher.publish(state=dict)
+        end = Reading.now(self._pid)
+        way, size_bytes = self._sent[-1]
+        # The first time the replica holds nothing that there could be a delta to.
+        assert self._version == 1 or way == ("shared_memory" if self._shares_memory else "delta"), way
+        return hand_over_of(parts=[(begin, copied), (ready, end)], whole=(begin, end), size_bytes=size_bytes)
 
 
 class PeerWay:
@@ -169,20 +177,19 @@ class PeerWay:
 
     def hand_over(self, weights: Weights) -> HandOver:
         """Cast, send, and wait until the other process has copied it into its model."""
-        with CpuSeconds(self._process.pid) as cpu:
-            begin_s = time.perf_counter()
-            state = {name: tensor.to(self._dtype) for name, tensor in weights.items()}
-            if self._kind == "grpc":
-                self._send(_pieces(state), timeout=TIMEOUT_S)
-            else:
-                save_file(state, self._file)
-                assert self._process.stdin is not None
-                self._process.stdin.write(f"{self._file}\n")
-                self._process.stdin.flush()
-                self._line()
-            seconds = time.perf_counter() - begin_s
+        begin = Reading.now(self._process.pid)
+        state = {name: tensor.to(self._dtype) for name, tensor in weights.items()}
+        if self._kind == "grpc":
+            self._send(_pieces(state), timeout=TIMEOUT_S)
+        else:
+            save_file(state, self._file)
+            assert self._process.stdin is not None
+            self._process.stdin.write(f"{self._file}\n")
+            self._process.stdin.flush()
+            self._line()
+        end = Reading.now(self._process.pid)
         size_bytes = sum(tensor.nbytes for tensor in state.values())
-        return HandOver(waiting_s=seconds, whole_s=seconds, cpu_s=cpu.seconds, size_bytes=size_bytes)
+        return hand_over_of(parts=[(begin, end)], whole=(begin, end), size_bytes=size_bytes)
 
     def _line(self) -> str:
         assert self._process.stdout is not None
@@ -326,11 +333,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
         for way in rounds[0]
     }
+    # Per round, so that a machine whose speed drifts slows both sides.
     ratios = {
-        f"{basis} x {way}": [
-            round(played[way].whole_s / getattr(played["ours"], basis), 2) for played in rounds
-        ]
-        for basis in ("waiting_s", "whole_s")
+        way: {
+            basis: [
+                round(getattr(played[way], basis) / getattr(played["ours"], basis), 2) for played in rounds
+            ]
+            for basis in ("waiting_s", "waiting_cpu_s", "whole_s", "whole_cpu_s")
+        }
         for way in peers
     }
     full_bytes = sum(tensor.numel() for tensor in model_weights(model).values()) * served.itemsize
@@ -341,8 +351,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         ratios=ratios,
         changed_share=round(statistics.median(shares), 4),
         bytes_of_full=round(medians["ours"]["size_bytes"] / full_bytes, 4),
-        rate=round(1 / medians["ours"]["waiting_s"], 4),
-        peer_rates={way: round(1 / medians[way]["whole_s"], 4) for way in peers},
+        rate=round(1 / medians["ours"]["waiting_cpu_s"], 4),
+        peer_rates={way: round(1 / medians[way]["waiting_cpu_s"], 4) for way in peers},
     )
 
 

@@ -13,7 +13,8 @@ With torch:
 * ``attention``, ``sequences``: many sequences in one row without padding, a prompt once for all responses
 * ``batches``: large requests cut to a budget of tokens, results back in order
 * ``forward``: log-probabilities, entropies, values and scores of responses
-* ``weight_codec``: weights as a checked stream of bytes
+* ``weight_codec``: what the bytes of weights are, how they are named and checked
+* ``weight_image``, ``weight_delta``, ``shared_memory``: weights on their way to samplers
 
 A scorer reads::
 

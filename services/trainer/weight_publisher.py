@@ -50,7 +50,7 @@ class _Replica:
     """What is known of a replica."""
 
     holds: ModelVersion | None = None  # acknowledged last, and nothing went wrong since
-    dtype: str = ""  # of the weights it serves; asked again when it is not known what it holds
+    dtype: str = ""  # of the weights it served last
     shares_memory: bool = True  # until it says that it cannot
 
 
@@ -184,8 +184,7 @@ class WeightPublisher:
     def _send(self, replica: PolicyClient, weights: OutgoingWeights) -> None:
         known = self._known[replica]
         held, known.holds = known.holds, None  # until it has acknowledged
-        if held is None:
-            known.dtype = replica.model_info().dtype
+        known.dtype = replica.model_info().dtype  # asked every time: it may have been started anew
         for offer in self._offers(known, held, weights):
             begin_s = time.perf_counter()
             try:

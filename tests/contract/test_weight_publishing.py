@@ -411,6 +411,18 @@ class PolicyProcess:
         self.process.communicate()
 
 
+def test_a_replica_that_serves_another_type_now_gets_that_type(serve, start, store: ModelStore) -> None:
+    """Its process was replaced by one with other settings; the path to it is the same."""
+    before, after = start(dtype="bfloat16"), start(dtype="float32")
+    trainer = Trainer(store, before.path)
+    trainer.learn_and_publish()
+    version = trainer.learn()
+    before.path.channel.close()
+    before.path.__dict__.update(after.path.__dict__)
+    trainer.publish()
+    assert_serves(after, trainer, version, "float32")
+
+
 @pytest.mark.parametrize("shared", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_replica_that_was_killed_comes_back_and_gets_all_weights(
     store: ModelStore, tmp_path: Path, shared: bool

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import reward_training, sampling, scoring, shapes
+from benchmarks import reward_training, sampling, scoring, shapes, weights
 from benchmarks.contests import CONTESTS
 
 ROOT = Path(__file__).parents[3]
@@ -48,6 +48,17 @@ def test_the_sampler_writes_every_token_it_is_asked_for(
     facts = line_of(capsys.readouterr().out)
     assert facts["tokens"] == 30
     assert facts["rate"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["shared", "delta"])
+def test_weights_are_handed_over_by_every_way(way: str, capfd: pytest.CaptureFixture[str]) -> None:
+    weights.main([*NANO, "--way", way, "--sequences", "2", "--tokens", "16"])
+    facts = line_of(capfd.readouterr().out)
+    assert facts["rate"] > 0
+    assert 0 < facts["changed_share"] < 0.2
+    assert facts["bytes_of_full"] == 1 if way == "shared" else facts["bytes_of_full"] < 0.1
+    assert all(ratio > 0 for ratios in facts["ratios"].values() for row in ratios.values() for ratio in row)
 
 
 @pytest.mark.slow
