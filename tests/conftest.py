@@ -12,6 +12,7 @@ import pytest
 
 if TYPE_CHECKING:
     from tests.postgres import PostgresServer
+    from tests.s3_server import FaultyProxy, S3Server
 
 
 MEMORY = Path("/dev/shm")
@@ -106,6 +107,41 @@ def postgres_server() -> Iterator["PostgresServer"]:
         pytest.skip(problem)
     with PostgresServer() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator["S3Server"]:
+    """An S3 server of the test process's own; tests that need it skip where there is none."""
+    from tests.s3_server import S3Server, find_problem
+
+    problem = find_problem()
+    if problem is not None:
+        if os.environ.get("CI") == "true":
+            pytest.fail(problem)
+        pytest.skip(problem)
+    with S3Server() as server:
+        yield server
+
+
+@pytest.fixture
+def s3_bucket(s3_server: "S3Server", monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """The name of an empty bucket. The test's process and its children have what they need to use it."""
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return s3_server.new_bucket()
+
+
+@pytest.fixture
+def s3_proxy(
+    s3_server: "S3Server", s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator["FaultyProxy"]:
+    """What stands between the test's process and the server of ``s3_bucket``, and may fail."""
+    from tests.s3_server import FaultyProxy
+
+    with FaultyProxy(s3_server) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        yield proxy
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

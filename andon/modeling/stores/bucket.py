@@ -59,12 +59,14 @@ class Bucket:
     def __init__(self, location: S3Location) -> None:
         """Opens no connection. Raises StoreRefusedError STORE_NOT_ENCRYPTED, STORE_REFUSED."""
         self.location = location
-        _refuse_plain_text(location)
+        allow_http = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("true", "1")
+        if not allow_http:
+            _refuse_plain_text(location)
         try:
             self._objects = S3Store(
                 location.bucket,
                 prefix=location.prefix or None,
-                client_options={"timeout": REQUEST_TIMEOUT},
+                client_options={"timeout": REQUEST_TIMEOUT, "allow_http": allow_http},
                 retry_config={"max_retries": RETRIES, "retry_timeout": RETRY_TIMEOUT},
             )
         except (BaseError, ValueError) as error:
@@ -278,7 +280,7 @@ def _first_line(text: str) -> str:
 
 def _refuse_plain_text(location: S3Location) -> None:
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    if endpoint.startswith("http://") and os.environ.get("AWS_ALLOW_HTTP", "").lower() not in ("true", "1"):
+    if endpoint.startswith("http://"):
         raise StoreRefusedError(
             f"{location}: {endpoint} is not encrypted; set AWS_ALLOW_HTTP=true if the network is protected "
             "by other means",
