@@ -34,15 +34,17 @@ PARALLEL_PARTS = 8
 REQUEST_TIMEOUT = timedelta(seconds=120)  # for one request, its body included
 RETRY_TIMEOUT = timedelta(seconds=60)  # during which a failed request is repeated
 RETRIES = 5
+LOST_ANSWER_TRIES = 3
 CONDITIONAL_TRIES = 30  # of one change that others get in the way of
 _LONGEST_PAUSE_S = 1.0
 
 _PROBE_KEY = ".conditional-writes"
 _PROBE = b"Andon writes this object when it finds out whether the server honours conditional writes.\n"
 _STATUS = re.compile(r"status code: (\d{3})")
+_TRANSIENT = frozenset({"408", "429", "500", "502", "503", "504"})
 _CODE = re.compile(r"<Code>(\w+)</Code>")
-# Where machines of a cloud get credentials from when the environment has none.
-_CREDENTIAL_HOSTS = ("169.254.169.254", "169.254.170.2", "169.254.170.23", "AssumeRoleWithWebIdentity")
+# What is asked for credentials when the environment has none: a cloud's machine, its containers, its STS.
+_CREDENTIAL_PLACES = ("/latest/api/token", "/latest/meta-data", "//169.254.170.", "AssumeRoleWithWebIdentity")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,10 +155,10 @@ class Bucket:
             except StoreUnreachableError:
                 # The library does not repeat a write with a condition, for it cannot know what a lost answer
                 # said. Here the next answer tells.
-                if attempt >= RETRIES:
+                attempt += 1
+                if attempt >= LOST_ANSWER_TRIES:
                     raise
             pause(attempt)
-            attempt += 1
 
     def upload(self, key: str, path: Path, *, sha256: str, on_bytes: Callable[[int], None]) -> None:
         """A file, in parts when it is large."""
@@ -244,7 +246,7 @@ class Bucket:
             "code": code[1] if code else "",
         }
         answer = " ".join(fact for fact in (facts["status"], facts["code"]) if fact)
-        if any(host in text for host in _CREDENTIAL_HOSTS):
+        if any(place in text for place in _CREDENTIAL_PLACES):
             return StoreRefusedError(
                 f"{self.location}: there are no credentials: neither AWS_ACCESS_KEY_ID and "
                 "AWS_SECRET_ACCESS_KEY, nor a web identity, nor a role of this machine",
@@ -261,7 +263,10 @@ class Bucket:
                 reason="STORE_DENIED",
                 **facts,
             )
-        if status is None or facts["status"] in ("408", "409", "429") or facts["status"] >= "500":
+        may_pass = facts["status"] in ("408", "429") or (
+            facts["status"] >= "500" and facts["status"] != "501"
+        )
+        if status is None or may_pass:
             cause = answer or _first_line(text)
             return StoreUnreachableError(f"{self.location} cannot be reached: {cause}", **facts)
         return StoreRefusedError(

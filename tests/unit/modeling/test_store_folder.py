@@ -12,8 +12,6 @@ from andon.errors import DataLossError, InvalidArgumentError
 from andon.modeling.store import ModelStore
 from tests.store_models import DRAFT, weights
 
-WRITER = Path(__file__).parents[2] / "store_writer.py"
-
 
 @pytest.fixture
 def store(tmp_path: Path) -> ModelStore:
@@ -80,7 +78,7 @@ def test_a_writer_killed_at_any_moment_leaves_no_half_version(tmp_path: Path) ->
     for _ in range(8):
         seen = len(store.list())
         writer = subprocess.Popen(
-            [sys.executable, str(WRITER), str(root)],
+            [sys.executable, "-m", "tests.store_writer", str(root)],
             stdout=subprocess.PIPE,
             text=True,
         )
