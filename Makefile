@@ -17,7 +17,7 @@ export TOKENIZERS_PARALLELISM := false
 .PHONY: help setup demo test test-unit test-slow test-browser test-containers s3-server lint format proto docs-metrics deploy-contract deploy-check bench bench-labeling bench-cord bench-guards bench-canary dashboards clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## make the virtual environment from the lock
 $(STAMP): requirements.lock pyproject.toml

@@ -7,6 +7,7 @@ FailedPreconditionError
                                    STORE_BUCKET_MISSING, STORE_REFUSED: what the server says to a request
                                    STORE_WITHOUT_CONDITIONS: it does not honour conditional writes
                                    STORE_NOT_WRITABLE: the folder's permissions, or its disk
+                                   STORE_CACHE_UNUSABLE: this machine's folder for loaded models
                                    STORE_NOT_ENCRYPTED: its address begins with http://
                                    STORE_SUPPORT_MISSING: the library for it is not installed
 UnavailableError

@@ -390,6 +390,29 @@ def test_a_manifest_cannot_lead_out_of_the_cache(
         assert caught.value.reason == "MODEL_DAMAGED"
 
 
+def test_a_cache_that_cannot_be_written(direct: ModelStore, uri: str, tmp_path: Path) -> None:
+    publish(direct)
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreRefusedError) as caught:
+        ModelStore(uri, cache=tmp_path / "file").locate("policy/1")
+    assert caught.value.reason == "STORE_CACHE_UNUSABLE"
+
+
+def test_names_of_files_come_back_as_they_were(direct: ModelStore) -> None:
+    odd = ["a b.txt", "100%.txt", "x#y?z.txt", "größe.txt", "[1].txt", "a~b.txt", "new/a&b=c.txt"]
+
+    def write(folder: Path) -> None:
+        weights()(folder)
+        (folder / "new").mkdir()
+        for name in odd:
+            (folder / name).write_text(name)
+
+    stored = direct.publish("policy", write, manifest=DRAFT)
+    direct.verify(stored)
+    folder = Path(direct.locate("policy/1").source)
+    assert [(folder / name).read_text() for name in odd] == odd
+
+
 # --- servers that cannot be used ---
 
 

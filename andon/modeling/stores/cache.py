@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from andon.errors import DataLossError
+from andon.modeling.errors import StoreRefusedError
 from andon.modeling.manifest import StoredFile
 from andon.modeling.stores.files import describe_file
 
@@ -42,8 +43,25 @@ class VersionCache:
         """The folder with at least these files of a version; ``place`` is "policy/000012".
 
         ``download`` is called for each file that is not here yet. Raises DataLossError MODEL_DAMAGED for one
-        that comes in another shape than ``StoredFile`` says, and keeps nothing of it.
+        that comes in another shape than ``StoredFile`` says, and keeps nothing of it; StoreRefusedError
+        STORE_CACHE_UNUSABLE where the folder cannot be written or is full.
         """
+        try:
+            return self._fetch(place, manifest, files, download)
+        except OSError as error:
+            raise StoreRefusedError(
+                f"the cache {self.root} for models of the store cannot be used: {error}",
+                reason="STORE_CACHE_UNUSABLE",
+                folder=self.root,
+            ) from error
+
+    def _fetch(
+        self,
+        place: str,
+        manifest: bytes,
+        files: Sequence[StoredFile],
+        download: Callable[[StoredFile, Path], None],
+    ) -> Path:
         own = self.root / hashlib.sha256(manifest).hexdigest()[:32]
         folder = own / place
         if all(_is_here(folder, file) for file in files):
