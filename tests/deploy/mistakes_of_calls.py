@@ -15,7 +15,9 @@ MISTAKES = [
     # Stores
     Mistake(
         name="another bucket for one",
-        plant=lambda p: set_datum(p, "andon-reward", "ANDON_REWARD_STORE", "s3://andon-model/store"),
+        plant=lambda p: p.container("Deployment/andon-reward")["env"][0].update(
+            value="s3://andon-model/store", valueFrom=None
+        ),
         rule="store",
         where="Deployment/andon-reward",
         says="its model store is s3://andon-model/store",
@@ -23,7 +25,9 @@ MISTAKES = [
     ),
     Mistake(
         name="a bucket with one slash too few",
-        plant=lambda p: set_datum(p, "andon-reward", "ANDON_REWARD_STORE", "s3:/andon-models/store"),
+        plant=lambda p: p.container("Deployment/andon-reward")["env"][0].update(
+            value="s3:/andon-models/store", valueFrom=None
+        ),
         rule="setting-value",
         where="Deployment/andon-reward",
         says="s3:/andon-models/store",
