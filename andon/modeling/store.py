@@ -124,6 +124,14 @@ class ModelStore:
             raise FailedPreconditionError(f"{self.location} is no folder", reason="NOT_A_FOLDER")
         return self._files.root
 
+    def check_readable(self) -> None:
+        """Find out now whether there is a store here.
+
+        Raises InvalidArgumentError NO_STORE for a folder that is not there, StoreRefusedError,
+        StoreUnreachableError.
+        """
+        self._files.check_readable()
+
     def check_writable(self) -> None:
         """Find out now, instead of at the first publication, whether versions can be published here.
 

@@ -37,6 +37,9 @@ class StoreFiles(Protocol):
     def location(self) -> str:
         """The place as a person writes it."""
 
+    def check_readable(self) -> None:
+        """Find out now whether reads can work. Raises the place's errors."""
+
     def check_writable(self) -> None:
         """Find out now whether all writes can work. Raises the place's errors."""
 

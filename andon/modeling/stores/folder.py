@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from andon.errors import DataLossError
+from andon.errors import DataLossError, InvalidArgumentError
 from andon.modeling.errors import StoreRefusedError
 from andon.modeling.manifest import StoredFile
 from andon.modeling.stores.files import MANIFEST_NAME, Pointer, describe_folder
@@ -33,6 +33,11 @@ class FolderFiles:
     def location(self) -> str:
         """The folder's path."""
         return str(self.root)
+
+    def check_readable(self) -> None:
+        """Raises InvalidArgumentError NO_STORE where there is no folder."""
+        if not self.root.is_dir():
+            raise InvalidArgumentError(f"store: there is no folder {self.root}", reason="NO_STORE")
 
     def check_writable(self) -> None:
         """Take the lock once. Raises StoreRefusedError STORE_NOT_WRITABLE."""

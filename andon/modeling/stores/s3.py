@@ -52,6 +52,10 @@ class S3Files:
         """The URI."""
         return str(self._bucket.location)
 
+    def check_readable(self) -> None:
+        """One listing. Raises StoreRefusedError, StoreUnreachableError."""
+        self._bucket.folders("")
+
     def check_writable(self) -> None:
         """One object is written, once for each store. Raises StoreRefusedError, StoreUnreachableError."""
         if not self._conditions_checked:
