@@ -19,11 +19,13 @@ PYTHON = Path(__file__).parents[1] / ".s3-server" / "bin" / "python"
 
 # One request at a time: moto looks at a condition and writes in two steps, which S3 does in one.
 _SERVE = """
-import sys
+import os, sys, threading
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 server = make_server("127.0.0.1", 0, DomainDispatcherApplication(create_backend_app), threaded=False)
 print(server.port, flush=True)
+# It ends with the tests, also when these are killed.
+threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
 server.serve_forever()
 """
 _BUCKETS = itertools.count(1)
@@ -40,6 +42,7 @@ class S3Server:
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
             [str(PYTHON), "-c", _SERVE],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
@@ -55,8 +58,9 @@ class S3Server:
     ) -> None:
         self._process.terminate()
         self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                stream.close()
 
     def new_bucket(self) -> str:
         """An empty one."""
