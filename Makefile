@@ -5,6 +5,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 BUF := node_modules/.bin/buf
 AXE := node_modules/axe-core/axe.min.js
+S3_SERVER := .s3-server/bin/moto_server
 STAMP := $(VENV)/.installed
 SEED ?= 0
 OUT ?= demo-out
@@ -13,10 +14,10 @@ export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-slow test-browser test-containers lint format proto docs-metrics deploy-contract deploy-check bench bench-labeling bench-cord bench-guards bench-canary dashboards clean
+.PHONY: help setup demo test test-unit test-slow test-browser test-containers s3-server lint format proto docs-metrics deploy-contract deploy-check bench bench-labeling bench-cord bench-guards bench-canary dashboards clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## make the virtual environment from the lock
 $(STAMP): requirements.lock pyproject.toml
@@ -45,6 +46,12 @@ test-browser: setup $(AXE) ## run the labeling site's tests in a real Chromium
 
 test-containers: setup ## build the images and run the local overlay's pods under podman, as root
 	$(BIN)/python -m pytest -q -m containers tests/containers
+
+s3-server: $(S3_SERVER) ## install the S3 server that tests of the model store start
+$(S3_SERVER): tests/s3-server.lock
+	@# An environment of its own: its pins and those of the canary exclude each other.
+	@$(PYTHON) -m venv .s3-server
+	@.s3-server/bin/pip install --quiet -r tests/s3-server.lock && touch $@
 
 lint: setup $(BUF) ## check style, types, dependencies, spelling, protos
 	$(BIN)/ruff check .

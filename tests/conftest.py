@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -12,6 +13,7 @@ import pytest
 
 if TYPE_CHECKING:
     from tests.postgres import PostgresServer
+    from tests.s3_server import FaultyProxy, S3Server
 
 
 MEMORY = Path("/dev/shm")
@@ -108,6 +110,41 @@ def postgres_server() -> Iterator["PostgresServer"]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator["S3Server"]:
+    """An S3 server of the test process's own; tests that need it skip where there is none."""
+    from tests.s3_server import S3Server, find_problem
+
+    problem = find_problem()
+    if problem is not None:
+        if os.environ.get("CI") == "true":
+            pytest.fail(problem)
+        pytest.skip(problem)
+    with S3Server() as server:
+        yield server
+
+
+@pytest.fixture
+def s3_bucket(s3_server: "S3Server", monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """The name of an empty bucket. The test's process and its children have what they need to use it."""
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return s3_server.new_bucket()
+
+
+@pytest.fixture
+def s3_proxy(
+    s3_server: "S3Server", s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator["FaultyProxy"]:
+    """What stands between the test's process and the server of ``s3_bucket``, and may fail."""
+    from tests.s3_server import FaultyProxy
+
+    with FaultyProxy(s3_server) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        yield proxy
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty database, once on each engine."""
@@ -115,3 +152,12 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path}/labeling.sqlite3"
     server: PostgresServer = request.getfixturevalue("postgres_server")
     return server.new_database()
+
+
+@pytest.fixture
+def closed_port() -> int:
+    """A port of loopback where nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port

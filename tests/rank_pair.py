@@ -18,6 +18,7 @@ from torch import Tensor
 import services.trainer.followers as followers
 from andon.modeling.loading import save_model, scorer_from_causal_lm
 from andon.modeling.normalization import Normalization
+from andon.modeling.store import ModelStore
 from services.trainer.actor_critic import ActorCritic, ActorCriticSource, load_actor_critic
 from services.trainer.experience import Experience
 from services.trainer.followers import dismiss, enlist, say_farewell
@@ -64,7 +65,8 @@ def follow_and_save(port: int, folder: str) -> None:
 
     followers.load_actor_critic = load  # type: ignore[attr-defined]
     followers.PolicyOptimizer = Optimizer  # type: ignore[attr-defined,misc]
-    followers.follow(join_ranks("cpu", timeout_s=TIMEOUT_S), threads=1)
+    store = ModelStore(Path(folder) / "store")
+    followers.follow(join_ranks("cpu", timeout_s=TIMEOUT_S), store=store, threads=1)
 
 
 def weights_of(actor_critic: ActorCritic) -> dict[str, Tensor]:
@@ -104,7 +106,7 @@ class Pair:
         enlist(
             self.ranks,
             run_id="run",
-            source=source,
+            names=source,
             settings=chosen,
             actor_critic=actor_critic,
             optimizer=optimizer,

@@ -13,6 +13,7 @@ import typer
 
 from andon.cli.demo_state import open_state
 from andon.cli.endpoints import home_folder
+from andon.cli.options import StoreOption
 from andon.cli.output import JsonFlag, messages, print_json, results
 from andon.cli.recipes import Recipe, packaged_recipe, read_recipe, with_beta
 from andon.errors import InvalidArgumentError
@@ -46,6 +47,7 @@ def demo(
             "trainer must see --out under the same absolute path.",
         ),
     ] = False,
+    store: StoreOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Run the whole loop: fine-tune, sample, label, train a reward model, PPO, measure, report."""
@@ -56,6 +58,11 @@ def demo(
             "services that run already: take them out of the recipe",
             reason="FLAGS_OF_RUNNING_SERVICES",
         )
+    if running and store is not None:
+        raise InvalidArgumentError(
+            "--running: the services that run have a store already; leave --store and ANDON_STORE out",
+            reason="STORE_OF_RUNNING_SERVICES",
+        )
     # Imported here: the statistics and plots take a second that `andon --help` must not.
     from andon.cli.demo_flow import PATIENCE_S, DemoFlow, DemoRequest
     from andon.cli.demo_report import measure, print_report
@@ -63,11 +70,13 @@ def demo(
 
     console = messages()
     wanted = {"seed": seed, "data": data, "recipe": chosen.model_dump(mode="json")}
+    if store is not None:
+        wanted["store"] = store
     state, begun = open_state(out, wanted)
     console.print(f"[bold]{chosen.title}[/] (seed {seed})", highlight=False)
     if begun:
         console.print(f"going on with {state.demo_id}, which was cut off", highlight=False)
-    request = DemoRequest(out=out, seed=seed, data=data, recipe=chosen)
+    request = DemoRequest(out=out, seed=seed, data=data, recipe=chosen, store=store)
     services = RunningServices(home_folder(), patience_s=PATIENCE_S) if running else None
     with _terminate_as_interrupt(), DemoFlow(request, state, console, services=services) as flow:
         try:

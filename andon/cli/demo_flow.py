@@ -52,6 +52,7 @@ class DemoRequest:
     seed: int
     data: str | None  # None: the built-in corpus
     recipe: Recipe
+    store: str | None = None  # None: a folder in the demo's home
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +105,7 @@ class DemoFlow:
         self.services: DemoServices = services or OwnServices(
             Supervisor(
                 request.out / "home",
+                store=request.store,
                 ports=free_ports(),
                 arguments=_arguments(self._recipe),
                 on_event=self._tell,

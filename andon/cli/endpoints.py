@@ -15,6 +15,7 @@ from pathlib import Path
 from andon.errors import InvalidArgumentError
 
 HOME_VARIABLE = "ANDON_HOME"
+STORE_VARIABLE = "ANDON_STORE"
 DEFAULT_HOME = Path("andon-home")
 ENDPOINTS_FILE = "endpoints.json"
 
@@ -51,6 +52,11 @@ DEFAULT_METRICS_PORTS: Mapping[str, int] = {
 
 # The labeling site, beside the labeling service's gRPC.
 DEFAULT_WEB_PORT = 8054
+
+
+def store_location(flag: str | None, *, home: Path | None = None) -> str:
+    """The model store that this command works with: the flag, or store in the home."""
+    return flag or str(home_folder(home) / "store")
 
 
 def home_folder(flag: Path | None = None) -> Path:

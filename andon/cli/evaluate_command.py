@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from andon.cli.endpoints import find_target, home_folder
-from andon.cli.options import HomeOption, PolicyTarget, ReferenceTarget, RewardTarget
+from andon.cli.endpoints import find_target, store_location
+from andon.cli.options import HomeOption, PolicyTarget, ReferenceTarget, RewardTarget, StoreOption
 from andon.cli.output import JsonFlag, messages, print_json, results
 from andon.client.policy import PolicyClient
 from andon.client.reference import ReferenceClient
@@ -43,6 +43,7 @@ def evaluate(
     policy_target: PolicyTarget = None,
     reference_target: ReferenceTarget = None,
     reward_target: RewardTarget = None,
+    store: StoreOption = None,
     home: HomeOption = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -69,7 +70,7 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,
-        model_store=str(home_folder(home) / "store"),
+        model_store=store_location(store, home=home),
     )
     console = messages()
     with (

@@ -9,8 +9,8 @@ import typer
 from rich.markup import escape
 from rich.tree import Tree
 
-from andon.cli.endpoints import find_target, home_folder
-from andon.cli.options import HomeOption, TimeoutOption
+from andon.cli.endpoints import find_target, store_location
+from andon.cli.options import HomeOption, StoreOption, TimeoutOption
 from andon.cli.output import JsonFlag, messages, print_json, print_table, results
 from andon.client.policy import PolicyClient
 from andon.client.reference import ReferenceClient
@@ -21,9 +21,6 @@ from andon.modeling.store import LineageNode, ModelStore
 
 app = typer.Typer(help="Look into the model store.", no_args_is_help=True)
 
-StoreOption = Annotated[
-    Path | None, typer.Option("--store", help="The store's folder (default: store in the home).")
-]
 NameArgument = Annotated[str, typer.Argument(help='"policy/12" or "policy@stable".')]
 
 
@@ -45,7 +42,7 @@ def list_models(
             [
                 {
                     **stored.manifest.to_dict(),
-                    "path": stored.path,
+                    "location": stored.location,
                     "aliases": names.get(str(stored.version), []),
                 }
                 for stored in stored_models
@@ -53,7 +50,7 @@ def list_models(
         )
         return
     print_table(
-        f"{models.root}",
+        models.location,
         ["model", "aliases", "kind", "made", "run", ">step"],
         [
             (
@@ -75,7 +72,7 @@ def show(
 ) -> None:
     """Show one version's manifest."""
     stored = _open(store, home).resolve(name)
-    manifest = {**stored.manifest.to_dict(), "path": stored.path}
+    manifest = {**stored.manifest.to_dict(), "location": stored.location}
     if as_json:
         print_json(manifest)
     else:
@@ -164,8 +161,8 @@ def _load(service: str, address: str, name: str, timeout_s: float) -> ModelInfo:
         return reward.load_model(name, timeout_s=timeout_s).info
 
 
-def _open(store: Path | None, home: Path | None) -> ModelStore:
-    return ModelStore(store or home_folder(home) / "store")
+def _open(store: str | None, home: Path | None) -> ModelStore:
+    return ModelStore(store_location(store, home=home))
 
 
 def _texts(manifest: dict[str, object]) -> dict[str, object]:

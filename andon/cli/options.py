@@ -7,12 +7,21 @@ from typing import Annotated
 
 import typer
 
-from andon.cli.endpoints import HOME_VARIABLE
+from andon.cli.endpoints import HOME_VARIABLE, STORE_VARIABLE
 
 HomeOption = Annotated[
     Path | None,
     typer.Option(
         "--home", envvar=HOME_VARIABLE, help="Folder of `andon up` (default ./andon-home).", show_envvar=True
+    ),
+]
+StoreOption = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        envvar=STORE_VARIABLE,
+        help="The model store: a folder or s3://bucket/prefix (default: store in the home).",
+        show_envvar=True,
     ),
 ]
 PolicyTarget = Annotated[str | None, typer.Option("--policy-target", help="Address of the policy service.")]

@@ -44,6 +44,7 @@ from andon.cli.scrape_targets import remove_scrape_targets, write_scrape_targets
 from andon.cli.tokens import CANARY_VARIABLE, TRAINER_VARIABLE, LocalTokens, make_tokens, tokens_path
 from andon.client.health import Health, check_health
 from andon.errors import FailedPreconditionError, UnavailableError
+from andon.modeling.stores.location import parse_location
 
 HOST = "127.0.0.1"
 POLL_S = 0.2
@@ -156,16 +157,20 @@ class Supervisor:
         self,
         home: Path,
         *,
+        store: str | None = None,
         ports: Mapping[str, ServicePorts] | None = None,
         arguments: Mapping[str, Mapping[str, str]] | None = None,
         config_files: Mapping[str, Path] | None = None,
         on_event: Callable[[ChildEvent], None] | None = None,
         command: Callable[[str, Sequence[str]], list[str]] = service_command,
     ) -> None:
-        """``ports`` also says what runs. ``arguments`` holds further flags by service, for example
+        """``store`` is a folder or s3://bucket/prefix, by default a folder in the home. ``ports`` also says
+        what runs. ``arguments`` holds further flags by service, for example
         {"policy": {"threads": "2"}}.
         """
         self.home = home.absolute()
+        place = parse_location(store or self.home / "store")
+        self.store = str(place.absolute() if isinstance(place, Path) else place)
         self.ports = dict(ports or default_ports())
         self.targets = {service: self.ports[service].target for service in self.ports}
         self._config_files = dict(config_files or {})
@@ -206,7 +211,7 @@ class Supervisor:
             config_files=self._config_files,
             environment=os.environ,
         )
-        for folder in (self.home, self.home / "store", self.home / "runs", self.home / "logs"):
+        for folder in (self.home, self.home / "runs", self.home / "logs"):
             folder.mkdir(parents=True, exist_ok=True)
         self._take_home()
         try:
@@ -358,7 +363,7 @@ class Supervisor:
             if ports.web is not None:
                 arguments["web-port"] = str(ports.web)
         else:
-            arguments["store"] = str(self.home / "store")
+            arguments["store"] = self.store
         if child.service == "trainer":
             arguments["runs"] = str(self.home / "runs")
             arguments["policy-targets"] = json.dumps([self.targets["policy"]])

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from andon.cli.endpoints import ENVOY, POLICY_CANARY, home_folder
-from andon.cli.options import HomeOption
+from andon.cli.endpoints import ENVOY, POLICY_CANARY, home_folder, store_location
+from andon.cli.options import HomeOption, StoreOption
 from andon.cli.output import JsonFlag, messages, print_json, print_table
 from andon.cli.settings import read_settings, write_service_configs
 from andon.cli.supervisor import HOST, ChildEvent, Supervisor, default_ports, free_ports
@@ -55,6 +55,7 @@ class StopSignal:
 
 def up(
     home: HomeOption = None,
+    store: StoreOption = None,
     config: Annotated[
         Path | None,
         typer.Option("--config", help="YAML or JSON with one section of settings per service."),
@@ -89,9 +90,10 @@ def up(
 
     supervisor = Supervisor(
         folder,
+        store=store,
         ports=free_ports(canary=canary) if any_ports else default_ports(canary=canary),
         config_files=config_files,
-        arguments=models_to_serve(ModelStore(folder / "store"), settings),
+        arguments=models_to_serve(ModelStore(store_location(store, home=folder)), settings),
         on_event=tell,
     )
     with StopSignal() as stop:

@@ -23,6 +23,7 @@ from andon.deploy.rules.security import security_findings
 from andon.deploy.rules.selectors import selector_findings
 from andon.deploy.rules.series import series_findings
 from andon.deploy.rules.settings import setting_findings
+from andon.deploy.rules.stores import store_findings
 from andon.deploy.schemas import DEFAULT_VERSIONS, shape_findings
 
 RULES = (
@@ -34,6 +35,7 @@ RULES = (
     route_findings,
     probe_findings,
     setting_findings,
+    store_findings,
     series_findings,
     analysis_findings,
     image_findings,

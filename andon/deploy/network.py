@@ -23,6 +23,13 @@ def denials(cluster: Cluster, caller: Pods, callee: Pods, port: int) -> list[Dir
     return denied
 
 
+def may_leave(cluster: Cluster, caller: Pods, port: int) -> bool:
+    """Whether some rule lets TCP calls to this port out, to whomever."""
+    specs = list(policies_for(cluster, caller, "Egress"))
+    rules = [rule for spec in specs for rule in spec.get("egress") or []]
+    return not specs or any(_has_port(rule.get("ports"), caller, port) for rule in rules)
+
+
 def policies_for(cluster: Cluster, pods: Pods, direction: Direction) -> Iterator[Mapping[str, Json]]:
     """The specs of the policies that say something about these pods."""
     for policy in cluster.kind("NetworkPolicy"):

@@ -4,6 +4,7 @@ Without torch:
 
 * ``versions``: names of models, ``policy/12`` and ``policy@stable``
 * ``manifest``, ``store``: immutable versions with lineage, movable aliases, numbers reserved by runs
+* ``stores``: a store's bytes in a folder or in a bucket of S3
 * ``normalization``: from a reward model's raw output to the reward
 
 With torch:

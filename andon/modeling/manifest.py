@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import PurePosixPath
 from typing import Any, Literal, get_args
 
 from andon.errors import DataLossError
@@ -126,10 +127,18 @@ class Manifest:
                     config=values["config"],
                     normalization=Normalization.from_dict(normalization) if normalization else None,
                 ),
-                files=tuple(StoredFile(**file) for file in values["files"]),
+                files=tuple(_inside(StoredFile(**file)) for file in values["files"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise DataLossError(f"a manifest is damaged: {error!r}", reason="MODEL_DAMAGED") from error
+
+
+def _inside(file: StoredFile) -> StoredFile:
+    """Files are written by these paths; one that leads out of the version's folder is refused."""
+    path = PurePosixPath(file.path)
+    if path.is_absolute() or not path.parts or ".." in path.parts:
+        raise ValueError(f"{file.path!r} lies outside")
+    return file
 
 
 def lineage_to_dict(lineage: Lineage) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from andon.errors import InvalidArgumentError
 
-RESERVED_FOLDERS = frozenset({"aliases", "reservations"})  # the store's own, beside the families
+RESERVED_FOLDERS = frozenset({"aliases", "counters", "reservations"})  # the store's own, beside the families
 _FAMILY = r"[a-z][a-z0-9_-]{0,63}"
 _VERSION_NAME = re.compile(rf"({_FAMILY})/0*([0-9]{{1,12}})")
 _ALIAS_NAME = re.compile(rf"({_FAMILY})@([a-z0-9][a-z0-9_.-]{{0,63}})")

@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import Field, SecretStr, model_validator
 
+from andon.modeling.stores.location import StoreLocation
 from andon.rpc.config import Port, ProgramConfig, ServerConfig
 
 # Settings of the other platform, which would be ignored.
@@ -29,8 +30,8 @@ _KUBERNETES_ONLY = frozenset({"namespace", "kubeconfig", "kube_context", "canary
 class EvidenceConfig(ProgramConfig):
     """How both sides are looked at, and what stops the line."""
 
-    store: Path = Path("andon-home/store")
-    """Folder of the model store, shared with the other services; a promotion moves policy@stable in it."""
+    store: StoreLocation = "andon-home/store"
+    """The model store, a folder or s3://bucket/prefix; a promotion moves policy@stable in it."""
     prompts: str | None = None
     """Documents that both sides are probed with: a JSONL file, a folder or hf:NAME. Without any nothing is
     shown.

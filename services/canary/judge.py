@@ -27,7 +27,7 @@ from typing import Any
 
 import structlog
 
-from andon.errors import AndonError, FailedPreconditionError, InvalidArgumentError
+from andon.errors import AndonError, FailedPreconditionError
 from andon.modeling.store import ModelStore
 from andon.observability.logs import configure_logging
 from andon.rpc.config import load_config
@@ -99,12 +99,11 @@ class Judge:
 
         Raises AndonError for documents, a store, a token or certificates that cannot be used.
         """
-        if not config.store.is_dir():
-            raise InvalidArgumentError(f"store: there is no folder {config.store}", reason="NO_STORE")
         assert config.prompts is not None  # the settings said so
         self._config = config
         self._clock = clock
         self._store = ModelStore(config.store)
+        self._store.check_readable()
         self._sides = NamedSides(
             stable=config.addresses("stable"),
             canary=config.addresses("canary"),

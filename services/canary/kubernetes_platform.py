@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from andon.errors import DataLossError
 from andon.modeling.store import ModelStore
+from andon.modeling.stores.location import StoreLocation
 from services.canary.decisions import Decision, Kind
 from services.canary.kubernetes_calls import PODS, KubernetesCalls, connect
 from services.canary.kubernetes_cluster import POD_LABELS, Cluster, ClusterNames, EventText
@@ -43,8 +44,8 @@ _EVENT_REASONS = {
 class KubernetesOptions:
     """Which cluster, and how patient to be with it."""
 
-    store: Path
-    """Folder of the model store, for aliases."""
+    store: StoreLocation
+    """The model store, for aliases."""
     kubeconfig: Path | None = None
     """Credentials; None: those of the pod's service account."""
     context: str | None = None

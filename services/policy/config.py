@@ -10,22 +10,21 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from andon.rpc.config import Port, ServerConfig
+from andon.rpc.config import Port
+from andon.rpc.store_config import StoreServerConfig
 
 # Settings that mean something to one kind of backend only; set for the other kind they would be ignored.
 _OF_BUILTIN = ("model", "dtype", "device", "threads", "token_budget", "cache_mib")
 _OF_SERVERS = ("backend_url", "backend_token_file", "backend_model", "backend_timeout_s")
 
 
-class PolicyConfig(ServerConfig):
+class PolicyConfig(StoreServerConfig):
     """Settings of ``python -m services.policy``."""
 
     port: Port = 50051
     """gRPC port; 0 takes a free one and says which in the ready line."""
     metrics_port: Port = 9101
     """Prometheus port; 0 takes a free one."""
-    store: Path = Path("andon-home/store")
-    """Folder of the model store."""
     backend: Literal["builtin", "tgi", "openai"] = "builtin"
     """What writes the samples: the built-in engine, a text-generation-inference server, or a server with
     OpenAI's completions that gives token ids, such as vLLM.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -46,12 +45,12 @@ class ServedModel:
         return replace(self, version=version, load_time=datetime.now(UTC))
 
 
-def load_served_model(name: str, *, store: Path, dtype: str, device: str) -> ServedModel:
+def load_served_model(name: str, *, store: ModelStore, dtype: str, device: str) -> ServedModel:
     """Load a model by its name in the store, its folder, or its Hugging Face name.
 
     Raises the store's and the loader's errors, NotALanguageModelError, LoadedWeightsNotFiniteError.
     """
-    located = ModelStore(store).locate(name)
+    located = store.locate(name)
     if located.stored is not None and located.stored.manifest.draft.kind != "causal_lm":
         raise NotALanguageModelError(model=str(located.version), kind=located.stored.manifest.draft.kind)
     model = load_causal_lm(located.source, dtype=dtype, device=device)

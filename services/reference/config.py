@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from andon.rpc.config import Port, ServerConfig
+from andon.rpc.config import Port
+from andon.rpc.store_config import StoreServerConfig
 
 
-class ReferenceConfig(ServerConfig):
+class ReferenceConfig(StoreServerConfig):
     """Settings of ``python -m services.reference``."""
 
     port: Port = 50052
     """gRPC port; 0 takes a free one and says which in the ready line."""
     metrics_port: Port = 9102
     """Prometheus port; 0 takes a free one."""
-    store: Path = Path("andon-home/store")
-    """Folder of the model store."""
     model: str | None = None
     """Model to load at the start, such as sft@latest, sft/1, a folder or a Hugging Face name."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"

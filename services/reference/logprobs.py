@@ -18,7 +18,6 @@ from andon.modeling.batches import results_by_response
 from andon.modeling.forward import response_statistics
 from andon.modeling.loading import ModelDescription, describe, load_causal_lm
 from andon.modeling.sequences import PackedBatch, PromptGroup
-from andon.modeling.store import ModelStore
 from andon.modeling.text import TextCodec
 from andon.modeling.versions import ModelVersion
 from andon.rpc.sequences import SequenceLimits
@@ -49,7 +48,7 @@ def load_reference_model(name: str, config: ReferenceConfig) -> ReferenceModel:
 
     Raises the store's and the loader's errors, NotALanguageModelError, WeightsNotFiniteError.
     """
-    located = ModelStore(config.store).locate(name)
+    located = config.open_store().locate(name)
     if located.stored is not None and located.stored.manifest.draft.kind != "causal_lm":
         raise NotALanguageModelError(model=str(located.version), kind=located.stored.manifest.draft.kind)
     model = load_causal_lm(located.source, dtype=config.dtype, device=config.device).requires_grad_(False)

@@ -20,7 +20,6 @@ from andon.modeling.forward import final_scores
 from andon.modeling.loading import ModelDescription, describe, load_scorer, read_normalization
 from andon.modeling.normalization import Normalization
 from andon.modeling.sequences import PackedBatch, PromptGroup
-from andon.modeling.store import ModelStore
 from andon.modeling.text import TextCodec
 from andon.modeling.versions import ModelVersion
 from andon.rpc.sequences import SequenceLimits
@@ -64,7 +63,7 @@ def load_reward_model(name: str, config: RewardConfig) -> RewardModel:
 
     Raises the store's and the loader's errors and WeightsNotFiniteError.
     """
-    located = ModelStore(config.store).locate(name)
+    located = config.open_store().locate(name)
     model = load_scorer(located.source, dtype=config.dtype, device=config.device).requires_grad_(False)
     for tensor_name, tensor in model.state_dict().items():
         if not torch.isfinite(tensor).all():

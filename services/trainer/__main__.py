@@ -46,7 +46,7 @@ def _follow(ranks: Ranks, config: TrainerConfig) -> int:
     structlog.contextvars.bind_contextvars(rank=ranks.rank)
     try:
         with computing_in(config.precision, ranks.device):
-            follow(ranks, threads=config.threads)
+            follow(ranks, store=config.open_store(), threads=config.threads)
     except AndonError as error:
         _log.error("follower_failed", error=str(error), reason=error.reason)
         return 1

@@ -67,7 +67,7 @@ class ActorCritic(Protocol):
 class ActorCriticSource:
     """What an actor and a critic begin as."""
 
-    policy: str  # a folder or a public name
+    policy: str  # a folder or a public name; between ranks whatever the model store finds it by
     scorer: str | None  # of the reward model that the value network begins as; None: a head on the policy
 
 

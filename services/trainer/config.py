@@ -9,19 +9,18 @@ from pathlib import Path
 
 from pydantic import Field, SecretStr
 
-from andon.rpc.config import Port, ServerConfig
+from andon.rpc.config import Port
+from andon.rpc.store_config import StoreServerConfig
 from services.trainer.precision import Precision
 
 
-class TrainerConfig(ServerConfig):
+class TrainerConfig(StoreServerConfig):
     """The trainer's settings."""
 
     port: Port = 50055
     """gRPC port."""
     metrics_port: Port = 9105
     """Prometheus port."""
-    store: Path = Path("andon-home/store")
-    """The model store's folder, shared with the other services."""
     runs: Path = Path("andon-home/runs")
     """Where runs are kept; one trainer at a time may use it."""
     policy_targets: list[str] = Field(default=["127.0.0.1:50051"], min_length=1)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import structlog
 import torch
 
+from andon.modeling.store import ModelStore
 from services.trainer.actor_critic import ActorCritic, ActorCriticSource, load_actor_critic
 from services.trainer.errors import NotFiniteError, RankLostError, RanksDisagreeError
 from services.trainer.policy_optimizer import Learn, OptimizerSettings, PolicyOptimizer, UpdateProgress
@@ -26,7 +27,7 @@ class Enlist:
     """A run begins: build what it trains. Its state follows."""
 
     run_id: str
-    source: ActorCriticSource
+    names: ActorCriticSource  # each rank brings the files to its own machine
     settings: OptimizerSettings
 
 
@@ -44,14 +45,17 @@ def enlist(
     ranks: Ranks,
     *,
     run_id: str,
-    source: ActorCriticSource,
+    names: ActorCriticSource,
     settings: OptimizerSettings,
     actor_critic: ActorCritic,
     optimizer: PolicyOptimizer,
 ) -> None:
-    """Have every other rank build the same and take up the same state."""
+    """Have every other rank build the same and take up the same state.
+
+    ``names`` are what each rank's model store finds the models by.
+    """
     if ranks.size > 1:
-        ranks.tell(Enlist(run_id=run_id, source=source, settings=settings))
+        ranks.tell(Enlist(run_id=run_id, names=names, settings=settings))
         ranks.share(_state_of(actor_critic, optimizer))
 
 
@@ -66,7 +70,7 @@ def say_farewell(ranks: Ranks) -> None:
     ranks.leave()
 
 
-def follow(ranks: Ranks, *, threads: int) -> None:
+def follow(ranks: Ranks, *, store: ModelStore, threads: int) -> None:
     """Follow rank 0 until it says farewell. ``threads``: CPU threads of torch."""
     torch.set_num_threads(threads)
     replica: _Replica | None = None
@@ -75,7 +79,7 @@ def follow(ranks: Ranks, *, threads: int) -> None:
         match word:
             case Enlist():
                 replica = None  # room for the new one
-                replica = _Replica(word, ranks)
+                replica = _Replica(word, ranks, store)
             case Learn() if replica is not None:
                 try:
                     replica.learn(word)
@@ -99,9 +103,14 @@ def follow(ranks: Ranks, *, threads: int) -> None:
 class _Replica:
     """What a follower trains along in one run."""
 
-    def __init__(self, word: Enlist, ranks: Ranks) -> None:
+    def __init__(self, word: Enlist, ranks: Ranks, store: ModelStore) -> None:
         _log.info("enlisted", run_id=word.run_id)
-        actor_critic = load_actor_critic(word.source, device=ranks.device)
+        names = word.names
+        source = ActorCriticSource(
+            policy=store.locate(names.policy).source,
+            scorer=None if names.scorer is None else store.locate(names.scorer).source,
+        )
+        actor_critic = load_actor_critic(source, device=ranks.device)
         self._optimizer = PolicyOptimizer(actor_critic, word.settings, ranks)
         state = ranks.share(None)
         actor_critic.restore(state["actor_critic"])

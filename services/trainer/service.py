@@ -13,7 +13,6 @@ from prometheus_client import CollectorRegistry
 
 from andon.api.trainer.v1 import trainer_service_pb2 as trainer_pb2
 from andon.api.trainer.v1 import trainer_service_pb2_grpc as trainer_grpc
-from andon.modeling.store import ModelStore
 from services.trainer.access import ROLES_BY_METHOD
 from services.trainer.clients import RunClients, open_cord_client
 from services.trainer.config import TrainerConfig
@@ -46,10 +45,11 @@ class TrainerService:
         """``stages`` are the kinds of training that StartRun knows; ``ranks``, led by this process, train."""
         self._config = config
         self._ranks = Ranks(device=config.device) if ranks is None else ranks
+        self._store = config.open_store()
         runs = RunRegistry(config.runs)
         self._runner = Runner(
             registry=runs,
-            store=ModelStore(config.store),
+            store=self._store,
             stages=stages,
             settings=RunSettings(
                 threads=config.threads,
@@ -70,7 +70,8 @@ class TrainerService:
         return [trainer_pb2.DESCRIPTOR.services_by_name["TrainerService"].full_name]
 
     async def start(self) -> None:
-        """Take up what a dead process left behind."""
+        """Take up what a dead process left behind. Raises the store's errors where it cannot be written."""
+        await asyncio.to_thread(self._store.check_writable)
         await asyncio.to_thread(
             self._runner.recover, auto_resume=self._config.auto_resume, limit=self._config.auto_resume_limit
         )

@@ -262,6 +262,27 @@ def test_models_are_listed_shown_named_and_verified(home: Path) -> None:
     assert "MODEL_NOT_FOUND" in missing.stderr
 
 
+def test_models_in_a_bucket(home: Path, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = f"s3://{s3_bucket}/models"
+    ModelStore(place).publish("sft", write_model, manifest=ManifestDraft(kind="causal_lm"))
+    assert runner.invoke(app, ["models", "list", "--json"]).stdout == "[]\n"  # the home's own
+    monkeypatch.setenv("ANDON_STORE", place)
+    (listed,) = json.loads(runner.invoke(app, ["models", "list", "--json"]).stdout)
+    assert (listed["model"], listed["location"]) == ("sft/1", f"{place}/sft/000001")
+    assert runner.invoke(app, ["models", "alias", "sft@good", "sft/1"]).exit_code == 0
+    assert str(ModelStore(place).resolve("sft@good").version) == "sft/1"
+    assert runner.invoke(app, ["models", "verify"]).exit_code == 0
+    elsewhere = runner.invoke(app, ["models", "list", "--store", "s3://there-is-no-such-bucket/models"])
+    assert elsewhere.exit_code == 1
+    assert "STORE_BUCKET_MISSING" in elsewhere.stderr
+
+
+def test_a_demo_of_running_services_takes_no_store(tmp_path: Path) -> None:
+    result = runner.invoke(app, ["demo", "--running", "--store", "s3://models", "--out", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "STORE_OF_RUNNING_SERVICES" in result.stderr
+
+
 def test_help_and_scoring_load_no_model_library() -> None:
     program = (
         "import sys, andon.cli.main\n"

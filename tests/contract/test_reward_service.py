@@ -298,10 +298,11 @@ def test_without_a_model_calls_are_refused_until_one_is_loaded(start, llama):
     assert len(stub.Score(request([GOOD]), timeout=TIMEOUT_S).items) == 1
 
 
-@pytest.fixture
-def store(tmp_path, make_tiny_model) -> ModelStore:
+@pytest.fixture(params=["folder", "s3"])
+def store(request, tmp_path, make_tiny_model) -> ModelStore:
     """reward/1, and reward/2 with other weights and another normalisation."""
-    models = ModelStore(tmp_path / "store")
+    in_bucket = request.param == "s3"
+    models = ModelStore(f"s3://{request.getfixturevalue('s3_bucket')}" if in_bucket else tmp_path / "store")
     for seed, normalization in (
         (0, Normalization(method="reference_zero", gain=1.0, bias=0.5)),
         (5, Normalization(method="policy_unit", gain=2.0, bias=-1.0)),
@@ -319,7 +320,7 @@ def store(tmp_path, make_tiny_model) -> ModelStore:
 
 def test_models_are_loaded_from_the_store_with_their_normalisation(start, store):
     registry = CollectorRegistry()
-    stub = start(registry, store=store.root, model="reward/1")
+    stub = start(registry, store=store.location, model="reward/1")
     first = stub.GetModelInfo(pb2.GetModelInfoRequest(), timeout=TIMEOUT_S)
     assert (first.info.model.name, first.info.model.version) == ("reward", 1)
     assert first.info.model.weights_sha256 == store.resolve("reward/1").version.weights_sha256
@@ -330,7 +331,7 @@ def test_models_are_loaded_from_the_store_with_their_normalisation(start, store)
         method=pb2.NORMALIZATION_METHOD_POLICY_UNIT, gain=2.0, bias=-1.0
     )
     answer = stub.Score(request([GOOD]), timeout=TIMEOUT_S)
-    ((raw_score,),) = padded_scores(store.resolve("reward/2").path, [GOOD])
+    ((raw_score,),) = padded_scores(store.locate("reward/2").source, [GOOD])
     assert answer.items[0].summaries[0].score == pytest.approx(2.0 * raw_score - 1.0, abs=1e-4)
     assert answer.model == second.info.model
     labels = {"model_name": "reward", "model_version": "2"}
@@ -348,7 +349,7 @@ BAD_NAMES = [
 
 
 def test_a_model_that_cannot_be_loaded_leaves_the_old_one_in_use(start, store, make_tiny_model):
-    stub = start(store=store.root, model="reward/1")
+    stub = start(store=store.location, model="reward/1")
     a_language_model = (
         str(make_tiny_model("llama", "causal_lm")),
         grpc.StatusCode.FAILED_PRECONDITION,
@@ -364,7 +365,7 @@ def test_a_model_that_cannot_be_loaded_leaves_the_old_one_in_use(start, store, m
 
 
 def test_a_required_version_is_served_or_refused(start, store):
-    stub = start(store=store.root, model="reward/2")
+    stub = start(store=store.location, model="reward/2")
     sha256 = store.resolve("reward/2").version.weights_sha256
     for required in ({"version": 2}, {"version": 2, "weights_sha256": sha256}):
         message = request([GOOD], required_model=model_pb2.ModelVersion(name="reward", **required))

@@ -14,6 +14,7 @@ PRODUCTION = "overlays/production"
 ARGO = "base with gateway, argo-rollouts"
 ARGO_MTLS = "base with gateway, argo-rollouts, mtls, gateway-mtls"
 GATES = "AnalysisTemplate/andon-policy-gates"
+S3 = "base with s3-store"
 RUN = "overlays/local and examples/ppo"
 
 

@@ -5,12 +5,69 @@ from __future__ import annotations
 from tests.deploy.mistakes import (
     GPU,
     PRODUCTION,
+    S3,
     Mistake,
     backend,
     set_datum,
 )
 
 MISTAKES = [
+    # Stores
+    Mistake(
+        name="another bucket for one",
+        plant=lambda p: p.container("Deployment/andon-reward")["env"][0].update(
+            value="s3://andon-model/store", valueFrom=None
+        ),
+        rule="store",
+        where="Deployment/andon-reward",
+        says="its model store is s3://andon-model/store",
+        into=S3,
+    ),
+    Mistake(
+        name="a bucket with one slash too few",
+        plant=lambda p: p.container("Deployment/andon-reward")["env"][0].update(
+            value="s3:/andon-models/store", valueFrom=None
+        ),
+        rule="setting-value",
+        where="Deployment/andon-reward",
+        says="s3:/andon-models/store",
+        into=S3,
+        also=frozenset({"store"}),
+    ),
+    Mistake(
+        name="a bucket that nobody may reach",
+        plant=lambda p: p.find("NetworkPolicy/andon-s3")["spec"]["egress"].pop(0),
+        rule="store-egress",
+        where="Deployment/andon-reference",
+        says="TCP 443",
+        into=S3,
+    ),
+    Mistake(
+        name="a server in the cluster on another port",
+        plant=lambda p: set_datum(
+            p, "andon-reference", "AWS_ENDPOINT_URL", "https://minio.storage.svc.cluster.local:9000"
+        ),
+        rule="store-egress",
+        where="Deployment/andon-reference",
+        says="TCP 9000",
+        into=S3,
+    ),
+    Mistake(
+        name="a bucket without encryption",
+        plant=lambda p: set_datum(p, "andon-reference", "AWS_ENDPOINT_URL", "http://s3.example.com:443"),
+        rule="store-endpoint",
+        where="Deployment/andon-reference",
+        says="AWS_ALLOW_HTTP",
+        into=S3,
+    ),
+    Mistake(
+        name="an endpoint without a scheme",
+        plant=lambda p: set_datum(p, "andon-reference", "AWS_ENDPOINT_URL", "s3.example.com"),
+        rule="store-endpoint",
+        where="Deployment/andon-reference",
+        says="with a host",
+        into=S3,
+    ),
     # Network
     Mistake(
         name="nothing denied by default",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from andon.deploy.check import check
 from andon.deploy.combinations import all_combinations, completed, component_sets
 from andon.deploy.contract import load_contract
 from andon.deploy.environment import environment_of, service_of
+from andon.deploy.kustomize import render
 from andon.deploy.objects import look_at
 from andon.deploy.requirements import ComponentRules, Requirements, find_requirements
 from andon.deploy.rules import Scene
@@ -135,7 +137,9 @@ def test_new_secrets_are_what_the_manifests_expect_and_services_take(tmp_path: P
         }
     # The Gateway's certificate is somebody else's to make.
     expected = {name: entry.keys for name, entry in requirements().secrets.items()}
-    del expected["andon-gateway-tls"]
+    # Whoever runs the door outside and the bucket gives these.
+    for theirs in ("andon-gateway-tls", "andon-s3-reader", "andon-s3-writer"):
+        del expected[theirs]
     assert {name: tuple(data) for name, data in made.items()} == expected
     path = tmp_path / "tokens.yaml"
     path.write_text(made["andon-tokens"]["tokens.yaml"])
@@ -259,3 +263,28 @@ def test_an_overlay_outside_takes_the_requirements_above_it(tmp_path: Path) -> N
     (tmp_path / "requirements.yaml").write_text("namespaces: [here]\n")
     (tmp_path / "overlays" / "own").mkdir(parents=True)
     assert find_requirements(tmp_path / "overlays" / "own").namespaces == ("here",)
+
+
+def test_the_patch_of_the_docs_names_one_bucket_for_all(tmp_path: Path) -> None:
+    page = (ROOT.parents[1] / "docs" / "deploying.md").read_text(encoding="utf-8")
+    (example,) = [block for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "andon-s3" in block]
+    values = yaml.safe_load(example)
+    up = os.path.relpath(ROOT, tmp_path)
+    values["resources"] = [f"{up}/overlays/gpu"]
+    values["components"] = [f"{up}/components/{name}" for name in ("multi-node", "s3-store")]
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump({"namespace": "andon", **values}))
+    manifests = render(tmp_path, kubectl=kubectl())
+    assert check(manifests, requirements()) == []
+    scene = Scene(cluster=look_at(manifests), requirements=requirements(), contract=load_contract())
+    stores = {
+        pods.where: variable.value
+        for pods in scene.cluster.pods
+        for container in pods.containers
+        for name, variable in environment_of(scene, container).items()
+        if name == f"ANDON_{(service_of(container) or '').upper()}_STORE"
+    }
+    assert set(stores.values()) == {"s3://models-of-mine/andon"}
+    assert {where.partition("/")[0] for where in stores} == {"Deployment", "StatefulSet", "JobSet"}
+    assert len(stores) == 7
+    kinds = [manifest["kind"] for manifest in manifests if manifest["metadata"]["name"] == "andon-store"]
+    assert kinds == []

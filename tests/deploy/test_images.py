@@ -197,7 +197,9 @@ requirements = load_requirements()
 
 def names_for(target: str) -> set[str]:
     """The packages that a target's list asks for."""
-    (found,) = re.findall(rf"requirements\.py list ([a-z ]+) > {target}\.txt", STAGES["wanted"].all("RUN")[0])
+    (found,) = re.findall(
+        rf"requirements\.py list ([a-z0-9 ]+) > {target}\.txt", STAGES["wanted"].all("RUN")[0]
+    )
     listed = requirements.wanted(ROOT / "pyproject.toml", found.split())
     return {requirements.canonical(re.split(r"[\[<>=~! ]", each)[0]) for each in listed}
 

@@ -17,7 +17,7 @@ from andon.deploy.rules import Scene
 
 # Variables that are no service's settings, but of the clients and the command line.
 CLIENT_PATHS = ("ANDON_TLS_CA", "ANDON_TLS_CERTIFICATE", "ANDON_TLS_KEY", "ANDON_TOKEN_FILE")
-CLIENT_VARIABLES = frozenset({*CLIENT_PATHS, "ANDON_TOKEN", "ANDON_HOME", "ANDON_TRACEBACK"})
+CLIENT_VARIABLES = frozenset({*CLIENT_PATHS, "ANDON_TOKEN", "ANDON_HOME", "ANDON_STORE", "ANDON_TRACEBACK"})
 VARIABLES_OF_CLIENTS = frozenset({"target"})
 # Paths that a service reads only; others it may write.
 READ_ONLY = frozenset({"tls_certificate", "tls_key", "tls_client_ca", "tokens", "tokens_file"})

@@ -96,7 +96,7 @@ class BuiltinBackend:
                 loaded = await asyncio.get_running_loop().run_in_executor(
                     None,
                     lambda: load_served_model(
-                        name, store=config.store, dtype=config.dtype, device=config.device
+                        name, store=config.open_store(), dtype=config.dtype, device=config.device
                     ),
                 )
                 served = await asyncio.wrap_future(self._runner.replace(lambda _: loaded))

@@ -107,7 +107,7 @@ class RemoteBackend:
         assert config.backend_model is not None  # checked with the configuration
         name = config.backend_model
         expected = await asyncio.get_running_loop().run_in_executor(
-            None, lambda: ExpectedModel.load(name, store=config.store)
+            None, lambda: ExpectedModel.load(name, store=config.open_store())
         )
         server = self._server = _make_server(config, expected)
         model = expected.find_in(await self._models_when_ready(server), backend=server.name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from andon.modeling.loading import ModelDescription, load_config
 from andon.modeling.store import ModelStore
@@ -38,12 +38,12 @@ class ExpectedModel:
     max_sequence_tokens: int | None
 
     @classmethod
-    def load(cls, name: str, *, store: Path) -> ExpectedModel:
+    def load(cls, name: str, *, store: ModelStore) -> ExpectedModel:
         """Read tokenizer and configuration, no weights.
 
         Raises the store's and the loader's errors, NotALanguageModelError.
         """
-        located = ModelStore(store).locate(name)
+        located = store.locate(name, weights=False)
         if located.stored is not None and located.stored.manifest.draft.kind != "causal_lm":
             raise NotALanguageModelError(model=str(located.version), kind=located.stored.manifest.draft.kind)
         codec = TextCodec.load(located.source)

@@ -222,7 +222,10 @@ class PpoStage:
         enlist(
             context.ranks,
             run_id=context.run_id,
-            source=source,
+            names=ActorCriticSource(
+                policy=_name_of(self._policy_model),
+                scorer=None if source.scorer is None else _name_of(self._reward_model),
+            ),
             settings=settings,
             actor_critic=self._actor_critic,
             optimizer=self._optimizer,

@@ -1,11 +1,20 @@
-"""Publishes versions without end, for the test that kills it; run with the store's root as its argument."""
+"""Processes that publish, for tests that kill them. Run with a store's place it publishes without end."""
 
 import json
+import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from andon.modeling.manifest import ManifestDraft
 from andon.modeling.store import WEIGHTS_NAME, ModelStore
+from tests.store_models import DRAFT, weights
+
+
+def publish_reserved(place: str, version: int, variables: Mapping[str, str]) -> None:
+    """One version of policy that run-1 has reserved, in a process with these variables."""
+    os.environ.update(variables)
+    ModelStore(place).publish("policy", weights(1), manifest=DRAFT, version=version)
 
 
 def write(folder: Path) -> None:
@@ -15,7 +24,7 @@ def write(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    store = ModelStore(Path(sys.argv[1]))
+    store = ModelStore(sys.argv[1])
     sys.stdout.write("started\n")
     sys.stdout.flush()
     while True:
