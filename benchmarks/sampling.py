@@ -13,7 +13,8 @@ from prometheus_client import CollectorRegistry
 
 from andon.modeling.versions import ModelVersion
 from benchmarks import shapes
-from benchmarks.measuring import cpu_seconds, emit, parser, use_threads
+from benchmarks.flops import TreeSizes, sampling_needs
+from benchmarks.measuring import cpu_seconds, emit_rate, parser, use_threads
 from benchmarks.shapes import Shape
 from services.policy.call import CallOutcome, SampleCall, SamplingParameters
 from services.policy.config import PolicyConfig
@@ -94,7 +95,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     finally:
         runner.close()
     tokens = sum(len(sequence.token_ids) for sequence in outcomes[-1].sequences)
-    emit(bench="andon_sampling", cpu_s=round(seconds, 4), tokens=tokens, rate=round(tokens / seconds, 2))
+    trees = [
+        TreeSizes(prompt=len(prompt), responses=[arguments.new] * arguments.samples) for prompt in work
+    ]
+    emit_rate(
+        bench="andon_sampling",
+        count=tokens,
+        cpu_s=seconds,
+        needs=sampling_needs(shape, trees),
+        tokens=tokens,
+    )
 
 
 if __name__ == "__main__":
