@@ -128,9 +128,7 @@ class Holdings:
         settle()
         self._before = {name: resident_bytes(process) for name, process in self._processes.items()}
         # The policy, and a value network that begins as the reward model.
-        self._before[TRAINER] += sum(
-            path.stat().st_size for path in store.root.glob("*/*/*.safetensors")
-        )
+        self._before[TRAINER] += sum(path.stat().st_size for path in store.root.glob("*/*/*.safetensors"))
         for process in self._processes.values():
             reset_peak(process)
 
@@ -161,9 +159,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         store = ModelStore(folder / "store")
         publish_models(store, shape, codec)
         prompts = folder / "prompts.jsonl"
-        drawn = draw_prompts(
-            arguments.batch, arguments.samples, arguments.shortest, arguments.longest, shape
-        )
+        drawn = draw_prompts(arguments.batch, arguments.samples, arguments.shortest, arguments.longest, shape)
         write_prompts(prompts, drawn)
         services = {
             service: stack.enter_context(service_process(service, store.root, arguments.threads))

@@ -1,9 +1,9 @@
 """Ours: comparisons per second of reward-model training, through the stage's own loop, batches, loss and
 optimizer.
 
-A ranking of K summaries states K (K - 1) / 2 comparisons, and all of them count. With K above 2 the first of
-two epochs is a warm-up, with pairs the first step. What is left out is what a run does once: loading,
-validation, storing. The peers' scripts leave it out too.
+A ranking of K summaries states K (K - 1) / 2 comparisons, and all of them count. The first of two epochs is a
+warm-up; with ``--median-step`` it is the first step, as the peer's script for pairs has it. What is left out
+is what a run does once: loading, validation, storing. The peers' scripts leave it out too.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags.add_argument("--documents", type=int, default=64)
     flags.add_argument("--summaries", type=int, default=2)
     flags.add_argument("--batch", type=int, default=8, help="documents per optimizer step")
+    flags.add_argument("--median-step", action="store_true", help="time single steps, not a whole epoch")
     flags.add_argument("--median", type=int, default=200)
     flags.add_argument("--shortest", type=int, default=32)
     flags.add_argument("--longest", type=int, default=600)
@@ -71,14 +72,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     use_threads(arguments.threads)
     shape = shapes.SHAPES[arguments.shape]
     codec = shapes.codec(shape)
-    is_pairs = arguments.summaries == 2
     config = RewardModelConfig(
         base_model="(random)",
         comparisons="(random)",
         batch_comparisons=arguments.batch,
         learning_rate=1e-5,
         schedule="linear",
-        epochs=arguments.repetitions if is_pairs else 2,
+        epochs=2,
     )
     records = comparisons(
         shape,
@@ -120,10 +120,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         with suppress(RunStopped):
             loop.run()
     steps = [end_s - begin_s for begin_s, end_s in context.steps]
-    # Of pairs the median step, as the peer's script has it; of rankings the whole second epoch.
-    timed = steps if is_pairs else steps[-(len(order) // 2) :]
-    seconds = statistics.median(steps) if is_pairs else sum(timed)
-    documents = arguments.batch if is_pairs else arguments.documents
+    timed = steps if arguments.median_step else steps[-(len(order) // 2) :]
+    seconds = statistics.median(timed) if arguments.median_step else sum(timed)
+    documents = arguments.batch if arguments.median_step else arguments.documents
     trees = [
         TreeSizes(
             prompt=len(element.group.prompt),

@@ -52,6 +52,35 @@ def make_runner(served: ServedModel, config: PolicyConfig) -> SamplingRunner:
     return runner
 
 
+def sample(
+    runner: SamplingRunner,
+    prompts: Sequence[Sequence[int]],
+    *,
+    samples: int,
+    new: int,
+    seed: int,
+    fingerprint: str,
+) -> CallOutcome:
+    """One call through the sampler's thread; ``fingerprint`` is the tokenizer's."""
+    call = SampleCall(
+        call_id=runner.next_id(),
+        prompts=tuple(map(tuple, prompts)),
+        parameters=SamplingParameters(
+            samples_per_prompt=samples,
+            temperature=TEMPERATURE,
+            top_p=1.0,
+            max_new_tokens=new,
+            stop_texts=(),
+            stop_token_ids=(),
+            seed=seed,
+        ),
+        required_model=None,
+        tokenizer_fingerprint=fingerprint,
+        arrival_s=runner.clock(),
+    )
+    return runner.submit(call).result()
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
     flags = parser(__doc__)
@@ -71,33 +100,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     outcomes: list[CallOutcome] = []
 
     def run() -> None:
-        seed = next(seeds)
-        call = SampleCall(
-            call_id=runner.next_id(),
-            prompts=work,
-            parameters=SamplingParameters(
-                samples_per_prompt=arguments.samples,
-                temperature=TEMPERATURE,
-                top_p=1.0,
-                max_new_tokens=arguments.new,
-                stop_texts=(),
-                stop_token_ids=(),
-                seed=seed,
-            ),
-            required_model=None,
-            tokenizer_fingerprint=codec.fingerprint,
-            arrival_s=runner.clock(),
+        outcomes.append(
+            sample(
+                runner,
+                work,
+                samples=arguments.samples,
+                new=arguments.new,
+                seed=next(seeds),
+                fingerprint=codec.fingerprint,
+            )
         )
-        outcomes.append(runner.submit(call).result())
 
     try:
         seconds = cpu_seconds(run, repetitions=arguments.repetitions)
     finally:
         runner.close()
     tokens = sum(len(sequence.token_ids) for sequence in outcomes[-1].sequences)
-    trees = [
-        TreeSizes(prompt=len(prompt), responses=[arguments.new] * arguments.samples) for prompt in work
-    ]
+    trees = [TreeSizes(prompt=len(prompt), responses=[arguments.new] * arguments.samples) for prompt in work]
     emit_rate(
         bench="andon_sampling",
         count=tokens,

@@ -7,6 +7,7 @@ continuous batching gets the same list and may share what it can.
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 from collections.abc import Callable, Sequence
 
@@ -38,6 +39,7 @@ def main() -> None:
     flags.add_argument("--shortest", type=int, default=128)
     flags.add_argument("--longest", type=int, default=512)
     flags.add_argument("--new", type=int, default=48)
+    flags.add_argument("--repetitions", type=int, default=1)
     arguments = flags.parse_args()
     torch.set_num_threads(1)
     config = peerlib.cfg(arguments.model)
@@ -88,10 +90,12 @@ def main() -> None:
     }
     results: dict[str, dict[str, float]] = {}
     for name, run in ways.items():
-        run(arguments.new)  # a warm-up of the same size: continuous batching keeps its manager
-        begin_s = time.process_time()
-        run(arguments.new)
-        seconds = time.process_time() - begin_s
+        times: list[float] = []
+        for _ in range(1 + arguments.repetitions):
+            begin_s = time.process_time()
+            run(arguments.new)
+            times.append(time.process_time() - begin_s)
+        seconds = statistics.median(times[1:])  # the first is a warm-up
         tokens = len(wanted) * arguments.new
         results[name] = {"cpu_s": round(seconds, 4), "tok_s_cpu": round(tokens / seconds, 2)}
     batched.destroy_cached_continuous_batching_manager()

@@ -22,9 +22,7 @@ RESPONSE_TOKENS = 48
 TEMPERATURE = 0.7
 
 
-def padded(
-    sequences: Sequence[Sequence[int]], pad_token_id: int, *, left: bool
-) -> tuple[Tensor, Tensor]:
+def padded(sequences: Sequence[Sequence[int]], pad_token_id: int, *, left: bool) -> tuple[Tensor, Tensor]:
     """Ids and attention mask, both [batch, longest] int64."""
     longest = max(map(len, sequences))
     ids = torch.full((len(sequences), longest), pad_token_id)

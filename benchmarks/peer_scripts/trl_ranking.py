@@ -1,7 +1,7 @@
 """Peer: TRL RewardTrainer on documents with K ranked summaries each, as all their K (K - 1) / 2 pairs.
 
-As ``peer_trl_reward.py`` does it, in batches of 8 pairs; gradients are gathered until the optimizer takes as
-many pairs in a step as ours does. The first of two epochs is a warm-up.
+As ``peer_trl_reward.py`` does it, in batches of up to 8 pairs; gradients are gathered until the optimizer
+takes as many pairs in a step as ours does. The first of two epochs is a warm-up.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from trl import RewardConfig, RewardTrainer
 
-BATCH_PAIRS = 8
+MOST_PAIRS = 8  # in a forward pass
 
 
 class Clock(TrainerCallback):
@@ -70,9 +70,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     pairs = rows(arguments.model, arguments.documents, arguments.summaries, arguments.response)
     per_step = arguments.documents_per_step * len(pairs) // arguments.documents
     steps_per_epoch = len(pairs) // per_step
-    batch = min(BATCH_PAIRS, per_step)
-    if per_step % batch or len(pairs) % per_step:
-        raise SystemExit(f"{len(pairs)} pairs do not divide into steps of {per_step} and batches of {batch}")
+    batch = max(size for size in range(1, MOST_PAIRS + 1) if per_step % size == 0)
+    if len(pairs) % per_step:
+        raise SystemExit(f"{len(pairs)} pairs do not divide into steps of {per_step}")
     clock = Clock(steps_per_epoch)
     with tempfile.TemporaryDirectory() as folder:
         trainer = RewardTrainer(
