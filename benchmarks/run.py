@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.contests import CONTESTS, Command, Contest, Facts
+from benchmarks.documents import put_between_marks
 from benchmarks.limits import limit_seconds
 from benchmarks.measuring import LINE_PREFIX
 from benchmarks.progress import Measurement, Progress, digest_of
@@ -29,6 +30,7 @@ from benchmarks.progress import Measurement, Progress, digest_of
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 LATEST = RESULTS / "latest.json"
+DOCUMENT = ROOT / "docs" / "performance.md"
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONDONTWRITEBYTECODE": "1"}
 # Memory stays with the process, so that neither side pays for asking the kernel again and again.
 KEPT_MEMORY = {
@@ -133,7 +135,7 @@ class Peers:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the contests, print the table, write ``results/latest.json``."""
+    """Run the contests, print the table, write it into ``results/latest.json`` and docs/performance.md."""
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument(
         "--peers",
@@ -189,7 +191,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(table(rows))
     if is_whole:
         write(rows, rounds=rounds, load=load, seconds=progress.seconds_by_script())
-        print(f"\nwritten to {LATEST.relative_to(ROOT)}")
+        put_between_marks(DOCUMENT, "latest", table(rows))
+        print(f"\nwritten to {LATEST.relative_to(ROOT)} and {DOCUMENT.relative_to(ROOT)}")
     progress.clear()
     return 0
 

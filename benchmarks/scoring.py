@@ -26,9 +26,11 @@ RESPONSE_TOKENS = 48  # the peers'
 TEMPERATURE = 0.7  # the peers'
 
 
-def groups(shape: Shape, count: int, summaries: int) -> list[PromptGroup]:
-    """``count`` documents; a document and one summary together have the peers' lengths."""
+def groups(shape: Shape, count: int, summaries: int, length: int | None = None) -> list[PromptGroup]:
+    """``count`` documents; a document and one summary together have the peers' lengths, or all this one."""
     lengths = shapes.lognormal_lengths(count, median=250, sigma=0.5, shortest=32, longest=900)
+    if length is not None:
+        lengths = [length] * count
     source = random.Random(0)
 
     def ids(number: int) -> list[int]:
@@ -48,13 +50,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags.add_argument("--part", choices=("score", "logprob"), default="score")
     flags.add_argument("--documents", type=int, default=64)
     flags.add_argument("--summaries", type=int, default=1)
+    flags.add_argument("--length", type=int, help="tokens of a document and one summary; else the peers'")
     flags.add_argument("--token-budget", type=int, default=RewardConfig.model_fields["token_budget"].default)
     flags.add_argument("--memory", action="store_true", help="measure memory instead of time")
     arguments = flags.parse_args(argv)
     use_threads(arguments.threads)
     shape = shapes.SHAPES[arguments.shape]
     codec = shapes.codec(shape)
-    work = groups(shape, arguments.documents, arguments.summaries)
+    work = groups(shape, arguments.documents, arguments.summaries, arguments.length)
     is_score = arguments.part == "score"
     model = shapes.scorer(shape, codec) if is_score else shapes.causal_lm(shape, codec)
 
