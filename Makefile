@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-slow test-browser test-containers lint format proto docs-metrics deploy-contract deploy-check bench bench-scaling bench-labeling bench-cord bench-guards bench-canary dashboards clean
+.PHONY: help setup demo test test-unit test-slow test-browser test-containers test-gpu lint format proto docs-metrics deploy-contract deploy-check bench bench-scaling bench-gpu bench-labeling bench-cord bench-guards bench-canary dashboards clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -45,6 +45,9 @@ test-browser: setup $(AXE) ## run the labeling site's tests in a real Chromium
 
 test-containers: setup ## build the images and run the local overlay's pods under podman, as root
 	$(BIN)/python -m pytest -q -m containers tests/containers
+
+test-gpu: setup ## run the tests that need a GPU
+	$(BIN)/python -m pytest -q -m gpu tests/gpu
 
 lint: setup $(BUF) ## check style, types, dependencies, spelling, protos
 	$(BIN)/ruff check .
@@ -81,6 +84,9 @@ bench: setup ## time the work against the peers and print ratios (PEERS_PYTHON: 
 
 bench-scaling: setup ## time how cost grows with batch, length, summaries and processes, and write it into the docs
 	$(BIN)/python -m benchmarks.scaling
+
+bench-gpu: setup ## time ours, transformers and (where it is installed) TRL on a GPU, and write it into the docs
+	$(BIN)/python -m benchmarks.gpu
 
 bench-labeling: setup ## load the labeling service with 200 labelers, import and export a million comparisons
 	$(BIN)/python -m benchmarks.labeling_load

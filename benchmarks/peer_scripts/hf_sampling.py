@@ -16,7 +16,7 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
-from benchmarks.peer_scripts.hf_scoring import padded
+from benchmarks.peer_scripts.padded import padded
 
 TEMPERATURE = 0.7
 PEER_SEQUENCES = 32  # of whose prompts fewer ones are taken

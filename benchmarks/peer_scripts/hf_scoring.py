@@ -9,7 +9,6 @@ import argparse
 import random
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import peerlib
 import torch
@@ -17,36 +16,10 @@ from torch import Tensor
 from trl.trainer.utils import selective_log_softmax
 
 from benchmarks.memory import extra_bytes
+from benchmarks.peer_scripts.padded import in_batches, logprobs, scores
 
 RESPONSE_TOKENS = 48
 TEMPERATURE = 0.7
-
-
-def padded(sequences: Sequence[Sequence[int]], pad_token_id: int, *, left: bool) -> tuple[Tensor, Tensor]:
-    """Ids and attention mask, both [batch, longest] int64."""
-    longest = max(map(len, sequences))
-    ids = torch.full((len(sequences), longest), pad_token_id)
-    mask = torch.zeros(len(sequences), longest, dtype=torch.long)
-    for row, sequence in enumerate(sequences):
-        begin = longest - len(sequence) if left else 0
-        ids[row, begin : begin + len(sequence)] = torch.tensor(sequence)
-        mask[row, begin : begin + len(sequence)] = 1
-    return ids, mask
-
-
-def scores(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
-    """[batch] float32."""
-    return model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, 0].float()
-
-
-def logprobs(model: Any, ids: Tensor, mask: Tensor, **options: int) -> Tensor:
-    """[batch, response] float32, as TRL computes them: logits, then a part of them."""
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    logits = model(
-        input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, **options
-    ).logits[:, -RESPONSE_TOKENS - 1 : -1]
-    logits /= TEMPERATURE
-    return selective_log_softmax(logits, ids[:, -RESPONSE_TOKENS:])
 
 
 def main() -> None:
@@ -73,17 +46,9 @@ def main() -> None:
     def work(
         sequences: Sequence[Sequence[int]], call: Callable[[Tensor, Tensor], Tensor]
     ) -> Callable[[], None]:
-        batches = [
-            padded(sequences[begin : begin + arguments.batch], config.pad_token_id, left=not is_score)
-            for begin in range(0, len(sequences), arguments.batch)
-        ]
-
-        def run() -> None:
-            with torch.inference_mode():
-                for ids, mask in batches:
-                    call(ids, mask)
-
-        return run
+        return in_batches(
+            sequences, arguments.batch, call, pad_token_id=config.pad_token_id, left=not is_score
+        )
 
     by_length = sorted(sequences, key=len)
     if is_score:
@@ -93,12 +58,17 @@ def main() -> None:
 
         ways = {"padded": work(sequences, call), "sorted": work(by_length, call)}
     else:
+        options = {
+            "response": RESPONSE_TOKENS,
+            "temperature": TEMPERATURE,
+            "select": selective_log_softmax,
+        }
 
         def call(ids: Tensor, mask: Tensor) -> Tensor:
-            return logprobs(model, ids, mask)
+            return logprobs(model, ids, mask, **options)
 
         def keep(ids: Tensor, mask: Tensor) -> Tensor:
-            return logprobs(model, ids, mask, logits_to_keep=RESPONSE_TOKENS + 1)
+            return logprobs(model, ids, mask, **options, logits_to_keep=RESPONSE_TOKENS + 1)
 
         ways = {"trl_way": work(sequences, call), "logits_to_keep": work(sequences, keep)}
     work(by_length[:1], call)()  # a warm-up
