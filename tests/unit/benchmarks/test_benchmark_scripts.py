@@ -140,6 +140,26 @@ def test_the_services_answer_as_their_engines_do_in_process() -> None:
     assert facts["in_process_cpu_s"] > 0
 
 
+OWN_COMMANDS = sorted({command for contest in CONTESTS for command in contest.ours.values()})
+IN_THIS_PROCESS = {
+    "benchmarks.scoring": scoring.main,
+    "benchmarks.sampling": sampling.main,
+    "benchmarks.reward_training": reward_training.main,
+}
+
+
+@pytest.mark.parametrize(
+    "command", [command for command in OWN_COMMANDS if command[0] in IN_THIS_PROCESS], ids=" ".join
+)
+def test_every_command_of_the_contests_is_understood(
+    command: Sequence[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, *flags = command
+    IN_THIS_PROCESS[module]([*flags, *NANO])  # the last shape counts
+    facts = line_of(capsys.readouterr().out)
+    assert facts["extra_bytes" if "--memory" in flags else "rate"] > 0
+
+
 def test_every_script_of_ours_exists() -> None:
     commands = [command for contest in CONTESTS for command in (contest.theirs, *contest.ours.values())]
     modules = [command[0] for command in commands if not command[0].endswith(".py")]
