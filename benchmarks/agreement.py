@@ -191,9 +191,7 @@ def largest_error(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> t
     """The largest difference, relative to the largest value of its kind, and which tensor has it."""
     if ours.keys() != theirs.keys():
         raise SystemExit(f"only one side has {sorted(ours.keys() ^ theirs.keys())}")
-    scales: dict[
-        str, float
-    ] = {}  # of a kind: "scores", "logprobs", "gradient", "ppo gradient policy" and so on
+    scales: dict[str, float] = {}  # by kind: "scores", "ppo gradient policy" and so on
     for name, value in theirs.items():
         kind = name.rpartition(" ")[0] or name
         scales[kind] = max(scales.get(kind, 0.0), float(value.abs().max()))
