@@ -7,6 +7,7 @@ of its time on ways that nobody asks for, one of ``peer_scripts`` calls the peer
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,6 +90,52 @@ def without_services(ours: Facts, theirs: Facts) -> float:
     """The share of an update that would remain without services: no calls, and no weights to hand over."""
     overhead_s = theirs["calls_overhead_cpu_s"] + ours["wall_s_by_phase"]["publish_seconds"]
     return 1.0 - float(overhead_s) / float(ours["cpu_s"])
+
+
+def _handed_over(name: str, bar: float | None) -> Sequence[Peer]:
+    """What a PPO update waits for, and all of it, in CPU seconds of both ends; one script has both sides."""
+
+    def by(basis: str) -> Callable[[Facts, Facts], float]:
+        return lambda ours, theirs: statistics.median(ours["ratios"][name][basis])
+
+    return (
+        Peer(name=name, ratio=by("waiting_cpu_s"), bar=bar),
+        Peer(name=f"{name}, nothing hidden", ratio=by("whole_cpu_s"), bar=None),
+    )
+
+
+def _weights(shape: str) -> Sequence[Contest]:
+    shared: Command = ("benchmarks.weights", "--shape", shape, "--way", "shared")
+    delta: Command = ("benchmarks.weights", "--shape", shape, "--way", "delta")
+    return (
+        Contest(
+            theirs=shared,
+            peers=(
+                *_handed_over("safetensors through a file", 3.0),
+                *_handed_over("safetensors through /dev/shm", None),
+            ),
+            ours={"weight hand-over on one host": shared},
+            shape=shape,
+        ),
+        Contest(
+            theirs=delta,
+            peers=_handed_over("gRPC, full copy", 3.0),
+            ours={"weight hand-over over gRPC": delta},
+            shape=shape,
+        ),
+        Contest(
+            theirs=delta,
+            peers=(
+                Peer(
+                    name="full copy in bfloat16",
+                    ratio=lambda ours, theirs: 1.0 / float(ours["bytes_of_full"]),
+                    bar=10.0,
+                ),
+            ),
+            ours={"bytes of a delta, learning rate 3e-6": delta},
+            shape=shape,
+        ),
+    )
 
 
 _HF = "benchmarks.peer_scripts"
@@ -314,4 +361,4 @@ _SMALL: Sequence[Contest] = (
     ),
 )
 
-CONTESTS: Sequence[Contest] = (*_TINY, *_SMALL)
+CONTESTS: Sequence[Contest] = (*_TINY, *_weights("tiny"), *_SMALL, *_weights("small"))

@@ -99,6 +99,14 @@ def peer(work: str, name: str, shape: str = "tiny") -> Peer:
             2.5,
         ),
         (
+            "weight hand-over over gRPC",
+            "gRPC, full copy",
+            {"ratios": {"gRPC, full copy": {"waiting_cpu_s": [2.0, 9.0, 4.0], "whole_cpu_s": [1.0]}}},
+            {},
+            4.0,
+        ),
+        ("bytes of a delta, learning rate 3e-6", "full copy in bfloat16", {"bytes_of_full": 0.05}, {}, 20.0),
+        (
             "PPO update, with its services",
             "the same in one process",
             {"cpu_s": 100.0, "wall_s_by_phase": {"publish_seconds": 1.0}},
