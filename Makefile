@@ -14,7 +14,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-slow test-browser test-containers s3-server lint format proto docs-metrics deploy-contract deploy-check bench bench-labeling bench-cord bench-guards bench-canary dashboards clean
+.PHONY: help setup demo test test-unit test-slow test-browser test-containers s3-server lint format proto docs-metrics deploy-contract deploy-check bench bench-labeling bench-cord bench-guards bench-canary dashboards clean test-gpu bench-scaling bench-gpu
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -53,6 +53,9 @@ $(S3_SERVER): tests/s3-server.lock
 	@$(PYTHON) -m venv .s3-server
 	@.s3-server/bin/pip install --quiet -r tests/s3-server.lock && touch $@
 
+test-gpu: setup ## run the tests that need a GPU
+	$(BIN)/python -m pytest -q -m gpu tests/gpu
+
 lint: setup $(BUF) ## check style, types, dependencies, spelling, protos
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -85,6 +88,12 @@ $(BUF) $(AXE) &: package.json
 
 bench: setup ## time the work against the peers and print ratios (PEERS_PYTHON: their own environment)
 	$(BIN)/python -m benchmarks.run
+
+bench-scaling: setup ## time how cost grows with batch, length, summaries and processes, and write it into the docs
+	$(BIN)/python -m benchmarks.scaling
+
+bench-gpu: setup ## time ours, transformers and (where it is installed) TRL on a GPU, and write it into the docs
+	$(BIN)/python -m benchmarks.gpu
 
 bench-labeling: setup ## load the labeling service with 200 labelers, import and export a million comparisons
 	$(BIN)/python -m benchmarks.labeling_load

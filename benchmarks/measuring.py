@@ -10,11 +10,12 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
+from benchmarks.flops import Need
 from benchmarks.shapes import SHAPES
 
 LINE_PREFIX = "JSON "  # of the line that benchmarks.run looks for, ours and the peers'
@@ -58,3 +59,8 @@ def cpu_seconds_of_process(pid: int) -> float:
 def emit(**facts: object) -> None:
     """Print what was measured, for ``benchmarks.run`` to read."""
     print(LINE_PREFIX + json.dumps(facts), flush=True)
+
+
+def emit_rate(*, bench: str, count: float, cpu_s: float, needs: Sequence[Need], **facts: object) -> None:
+    """Print how many results a CPU second gave, and what they need at the least."""
+    emit(bench=bench, rate=round(count / cpu_s, 3), cpu_s=round(cpu_s, 4), needs=needs, **facts)

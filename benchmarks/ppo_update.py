@@ -2,12 +2,14 @@
 
 The stage runs here, as in the trainer; policy, reference and reward service are processes of their own, asked
 over gRPC. The CPU seconds of all four are counted: sampling, log-probabilities, scores, values, epochs, and
-the new weights' way to the sampler.
+the new weights' way to the sampler. With ``--memory`` it is the most that they hold, all together, above
+their models' weights.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -28,7 +30,18 @@ from andon.modeling.manifest import ManifestDraft
 from andon.modeling.store import ModelStore
 from andon.modeling.text import TextCodec
 from benchmarks import shapes
-from benchmarks.measuring import cpu_seconds_of_process, emit, parser, use_threads
+from benchmarks.flops import (
+    WITH_GRADIENTS,
+    Need,
+    TreeSizes,
+    flops_only,
+    logprob_flops,
+    sampling_needs,
+    score_flops,
+    value_flops,
+)
+from benchmarks.measuring import cpu_seconds_of_process, emit, emit_rate, parser, use_threads
+from benchmarks.memory import peak_bytes, reset_peak, resident_bytes, settle
 from benchmarks.shapes import Shape
 from benchmarks.stage_run import TimedRun
 from services.trainer.stages.context import RunStopped, StageClients
@@ -81,12 +94,17 @@ def publish_models(store: ModelStore, shape: Shape, codec: TextCodec) -> None:
     publish("reward", shapes.scorer(shape, codec), ManifestDraft(kind="reward_model"))
 
 
-def write_prompts(path: Path, batch: int, shortest: int, longest: int, shape: Shape) -> None:
-    """One update's documents, as the peer draws them; each update has the same, in another order.
+def draw_prompts(episodes: int, samples: int, shortest: int, longest: int, shape: Shape) -> list[list[int]]:
+    """The words of one update's documents, as the peer draws them.
 
-    The codec's template adds one token to a document.
+    Of several samples per prompt there are fewer prompts, with the same spread of lengths.
     """
-    drawn = shapes.prompts(batch, shortest, longest, shape, seed=0)
+    drawn = shapes.prompts(episodes, shortest, longest, shape, seed=0)
+    return drawn if samples == 1 else sorted(drawn, key=len)[samples // 2 :: samples]
+
+
+def write_prompts(path: Path, drawn: Sequence[list[int]]) -> None:
+    """Each update has the same documents, in another order. The codec's template adds one token to each."""
     lines = [
         json.dumps({"id": str(number), "document": shapes.text(words[:-1])})
         for number, words in enumerate(drawn)
@@ -94,16 +112,43 @@ def write_prompts(path: Path, batch: int, shortest: int, longest: int, shape: Sh
     path.write_text("\n".join(lines) + "\n")
 
 
+def needs_of_update(shape: Shape, trees: Sequence[TreeSizes], *, epochs: int) -> list[Need]:
+    """Sampling, the three frozen passes, and both networks' passes with gradients in every epoch."""
+    learned = epochs * WITH_GRADIENTS * (logprob_flops(shape, trees) + value_flops(shape, trees))
+    judged = logprob_flops(shape, trees) + score_flops(shape, trees) + value_flops(shape, trees)
+    return [*sampling_needs(shape, trees), *flops_only(judged + learned)]
+
+
+class Holdings:
+    """What this process and the services hold above their models' weights."""
+
+    def __init__(self, store: ModelStore, services: Mapping[str, ServiceProcess]) -> None:
+        """Before the stage has loaded anything; the services have their models."""
+        self._processes = {TRAINER: os.getpid(), **{name: s.process.pid for name, s in services.items()}}
+        settle()
+        self._before = {name: resident_bytes(process) for name, process in self._processes.items()}
+        # The policy, and a value network that begins as the reward model.
+        self._before[TRAINER] += sum(path.stat().st_size for path in store.root.glob("*/*/*.safetensors"))
+        for process in self._processes.values():
+            reset_peak(process)
+
+    def most(self) -> Mapping[str, int]:
+        """Bytes by process."""
+        return {name: peak_bytes(pid) - self._before[name] for name, pid in self._processes.items()}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
     flags = parser(__doc__)
-    flags.add_argument("--batch", type=int, default=64)
+    flags.add_argument("--batch", type=int, default=64, help="episodes")
+    flags.add_argument("--samples", type=int, default=1, help="per prompt")
     flags.add_argument("--epochs", type=int, default=4)
     flags.add_argument("--minibatches", type=int, default=1)
     flags.add_argument("--shortest", type=int, default=120)
     flags.add_argument("--longest", type=int, default=280)
     flags.add_argument("--new", type=int, default=48)
     flags.add_argument("--token-budget", type=int, default=PpoConfig.model_fields["token_budget"].default)
+    flags.add_argument("--memory", action="store_true", help="measure memory of one update instead of time")
     flags.set_defaults(repetitions=1)
     arguments = flags.parse_args(argv)
     use_threads(arguments.threads)
@@ -114,7 +159,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         store = ModelStore(folder / "store")
         publish_models(store, shape, codec)
         prompts = folder / "prompts.jsonl"
-        write_prompts(prompts, arguments.batch, arguments.shortest, arguments.longest, shape)
+        drawn = draw_prompts(arguments.batch, arguments.samples, arguments.shortest, arguments.longest, shape)
+        write_prompts(prompts, drawn)
         services = {
             service: stack.enter_context(service_process(service, store.root, arguments.threads))
             for service in SERVED_MODELS
@@ -135,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             store=store,
             clients=clients,
             threads=arguments.threads,
-            num_steps=arguments.repetitions,
+            num_steps=0 if arguments.memory else arguments.repetitions,
             clock=cpu_seconds,
         )
         config = PpoConfig(
@@ -144,7 +190,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             reference="sft/1",
             reward_model="reward/1",
             updates=1 + arguments.repetitions,
-            batch_prompts=arguments.batch,
+            batch_prompts=len(drawn),
+            samples_per_prompt=arguments.samples,
             minibatches=arguments.minibatches,
             epochs=arguments.epochs,
             learning_rate=1e-5,
@@ -154,13 +201,25 @@ def main(argv: Sequence[str] | None = None) -> None:
             max_grad_norm=None,  # the peer does not clip
             token_budget=arguments.token_budget,
         )
+        holdings = Holdings(store, services)
         with suppress(RunStopped):
             PpoStage(config, context).run()
+        if arguments.memory:
+            held = holdings.most()
+            emit(
+                bench="andon_ppo_memory",
+                over_weights_bytes=sum(held.values()),
+                over_weights_bytes_by_process=held,
+            )
+            return
     used = [{part: end[part] - begin[part] for part in end} for begin, end in context.steps]
     seconds = statistics.median(sum(parts.values()) for parts in used)
-    emit(
+    trees = [TreeSizes(prompt=len(words), responses=[arguments.new] * arguments.samples) for words in drawn]
+    emit_rate(
         bench="andon_ppo_update",
-        cpu_s=round(seconds, 3),
+        count=len(drawn) * arguments.samples,
+        cpu_s=seconds,
+        needs=needs_of_update(shape, trees, epochs=arguments.epochs),
         cpu_s_by_process={
             part: round(statistics.median(parts[part] for parts in used), 3) for part in used[0]
         },
@@ -170,7 +229,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             if phase.endswith("_seconds")
         },
         sampler_logprob_max_error=context.metrics[-1]["sampler_logprob_max_error"],
-        rate=round(arguments.batch / seconds, 3),
     )
 
 

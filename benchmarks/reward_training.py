@@ -1,6 +1,9 @@
-"""Ours: pairs per second of reward-model training, through the stage's own loop, batches, loss and optimizer.
+"""Ours: comparisons per second of reward-model training, through the stage's own loop, batches, loss and
+optimizer.
 
-What is left out is what a run does once: loading, validation, storing. The peer's script leaves it out too.
+A ranking of K summaries states K (K - 1) / 2 comparisons, and all of them count. The first of two epochs is a
+warm-up; with ``--median-step`` it is the first step, as the peer's script for pairs has it. What is left out
+is what a run does once: loading, validation, storing. The peers' scripts leave it out too.
 """
 
 from __future__ import annotations
@@ -16,7 +19,8 @@ from tempfile import TemporaryDirectory
 from andon.corpus.records import CandidateRecord, ComparisonRecord
 from andon.modeling.store import ModelStore
 from benchmarks import shapes
-from benchmarks.measuring import emit, parser, use_threads
+from benchmarks.flops import WITH_GRADIENTS, TreeSizes, flops_only, score_flops
+from benchmarks.measuring import emit_rate, parser, use_threads
 from benchmarks.shapes import Shape
 from benchmarks.stage_run import TimedRun
 from services.trainer.stages.batch_order import BatchOrder
@@ -28,9 +32,9 @@ from services.trainer.stages.training_loop import TrainingLoop
 
 
 def comparisons(
-    shape: Shape, count: int, *, median: int, shortest: int, longest: int, response: int
+    shape: Shape, count: int, summaries: int, *, median: int, shortest: int, longest: int, response: int
 ) -> list[ComparisonRecord]:
-    """Random pairs; documents and summaries have the peer's lengths."""
+    """Random rankings; documents and summaries have the peer's lengths."""
     lengths = shapes.lognormal_lengths(count, median=median, sigma=0.4, shortest=shortest, longest=longest)
     source = random.Random(0)
 
@@ -40,13 +44,13 @@ def comparisons(
     records = []
     for number, length in enumerate(lengths):
         document = text(length)
-        pair = [text(source.randint(response // 2, response)) for _ in range(2)]
+        ranked = [text(source.randint(response // 2, response)) for _ in range(summaries)]
         records.append(
             ComparisonRecord(
                 document_id=str(number),
                 document=document,
-                candidates=tuple(CandidateRecord(text=summary) for summary in pair),
-                tiers=((0,), (1,)),
+                candidates=tuple(CandidateRecord(text=summary) for summary in ranked),
+                tiers=tuple((place,) for place in range(summaries)),
                 comparison_id=str(number),
             )
         )
@@ -56,8 +60,10 @@ def comparisons(
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
     flags = parser(__doc__)
-    flags.add_argument("--pairs", type=int, default=64)
-    flags.add_argument("--batch", type=int, default=8)
+    flags.add_argument("--documents", type=int, default=64)
+    flags.add_argument("--summaries", type=int, default=2)
+    flags.add_argument("--batch", type=int, default=8, help="documents per optimizer step")
+    flags.add_argument("--median-step", action="store_true", help="time single steps, not a whole epoch")
     flags.add_argument("--median", type=int, default=200)
     flags.add_argument("--shortest", type=int, default=32)
     flags.add_argument("--longest", type=int, default=600)
@@ -72,11 +78,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         batch_comparisons=arguments.batch,
         learning_rate=1e-5,
         schedule="linear",
-        epochs=arguments.repetitions,
+        epochs=2,
     )
     records = comparisons(
         shape,
-        arguments.pairs,
+        arguments.documents,
+        arguments.summaries,
         median=arguments.median,
         shortest=arguments.shortest,
         longest=arguments.longest,
@@ -112,12 +119,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         with suppress(RunStopped):
             loop.run()
-    seconds = statistics.median(end_s - begin_s for begin_s, end_s in context.steps)
-    emit(
+    steps = [end_s - begin_s for begin_s, end_s in context.steps]
+    timed = steps if arguments.median_step else steps[-(len(order) // 2) :]
+    seconds = statistics.median(timed) if arguments.median_step else sum(timed)
+    documents = arguments.batch if arguments.median_step else arguments.documents
+    trees = [
+        TreeSizes(
+            prompt=len(element.group.prompt),
+            responses=[len(response) for response in element.group.responses],
+        )
+        for element in elements
+    ]
+    share = documents / arguments.documents  # of the work of an epoch
+    emit_rate(
         bench="andon_reward_training",
-        cpu_s_per_step=round(seconds, 4),
-        steps=len(context.steps),
-        rate=round(arguments.batch / seconds, 3),
+        count=documents * arguments.summaries * (arguments.summaries - 1) // 2,
+        cpu_s=seconds,
+        needs=flops_only(share * WITH_GRADIENTS * score_flops(shape, trees)),
+        steps=len(timed),
     )
 
 

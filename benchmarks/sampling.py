@@ -13,7 +13,8 @@ from prometheus_client import CollectorRegistry
 
 from andon.modeling.versions import ModelVersion
 from benchmarks import shapes
-from benchmarks.measuring import cpu_seconds, emit, parser, use_threads
+from benchmarks.flops import TreeSizes, sampling_needs
+from benchmarks.measuring import cpu_seconds, emit_rate, parser, use_threads
 from benchmarks.shapes import Shape
 from services.policy.call import CallOutcome, SampleCall, SamplingParameters
 from services.policy.config import PolicyConfig
@@ -51,6 +52,35 @@ def make_runner(served: ServedModel, config: PolicyConfig) -> SamplingRunner:
     return runner
 
 
+def sample(
+    runner: SamplingRunner,
+    prompts: Sequence[Sequence[int]],
+    *,
+    samples: int,
+    new: int,
+    seed: int,
+    fingerprint: str,
+) -> CallOutcome:
+    """One call through the sampler's thread; ``fingerprint`` is the tokenizer's."""
+    call = SampleCall(
+        call_id=runner.next_id(),
+        prompts=tuple(map(tuple, prompts)),
+        parameters=SamplingParameters(
+            samples_per_prompt=samples,
+            temperature=TEMPERATURE,
+            top_p=1.0,
+            max_new_tokens=new,
+            stop_texts=(),
+            stop_token_ids=(),
+            seed=seed,
+        ),
+        required_model=None,
+        tokenizer_fingerprint=fingerprint,
+        arrival_s=runner.clock(),
+    )
+    return runner.submit(call).result()
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
     flags = parser(__doc__)
@@ -70,31 +100,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     outcomes: list[CallOutcome] = []
 
     def run() -> None:
-        seed = next(seeds)
-        call = SampleCall(
-            call_id=runner.next_id(),
-            prompts=work,
-            parameters=SamplingParameters(
-                samples_per_prompt=arguments.samples,
-                temperature=TEMPERATURE,
-                top_p=1.0,
-                max_new_tokens=arguments.new,
-                stop_texts=(),
-                stop_token_ids=(),
-                seed=seed,
-            ),
-            required_model=None,
-            tokenizer_fingerprint=codec.fingerprint,
-            arrival_s=runner.clock(),
+        outcomes.append(
+            sample(
+                runner,
+                work,
+                samples=arguments.samples,
+                new=arguments.new,
+                seed=next(seeds),
+                fingerprint=codec.fingerprint,
+            )
         )
-        outcomes.append(runner.submit(call).result())
 
     try:
         seconds = cpu_seconds(run, repetitions=arguments.repetitions)
     finally:
         runner.close()
     tokens = sum(len(sequence.token_ids) for sequence in outcomes[-1].sequences)
-    emit(bench="andon_sampling", cpu_s=round(seconds, 4), tokens=tokens, rate=round(tokens / seconds, 2))
+    trees = [TreeSizes(prompt=len(prompt), responses=[arguments.new] * arguments.samples) for prompt in work]
+    emit_rate(
+        bench="andon_sampling",
+        count=tokens,
+        cpu_s=seconds,
+        needs=sampling_needs(shape, trees),
+        tokens=tokens,
+    )
 
 
 if __name__ == "__main__":

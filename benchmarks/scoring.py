@@ -1,6 +1,7 @@
 """Ours: reward scores, one or several summaries per document, and log-probabilities of responses.
 
-What the reward and the reference service do with a request once it has arrived.
+What the reward and the reference service do with a request once it has arrived. Time, or with ``--memory``
+the most that is held above the model.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from andon.modeling.batches import results_by_response
 from andon.modeling.forward import final_scores, response_statistics
 from andon.modeling.sequences import PackedBatch, PromptGroup
 from benchmarks import shapes
-from benchmarks.measuring import cpu_seconds, emit, parser, use_threads
+from benchmarks.flops import TreeSizes, flops_only, logprob_flops, score_flops
+from benchmarks.measuring import cpu_seconds, emit, emit_rate, parser, use_threads
+from benchmarks.memory import extra_bytes
 from benchmarks.shapes import Shape
 from services.reward.config import RewardConfig
 
@@ -23,9 +26,11 @@ RESPONSE_TOKENS = 48  # the peers'
 TEMPERATURE = 0.7  # the peers'
 
 
-def groups(shape: Shape, count: int, summaries: int) -> list[PromptGroup]:
-    """``count`` documents; a document and one summary together have the peers' lengths."""
+def groups(shape: Shape, count: int, summaries: int, length: int | None = None) -> list[PromptGroup]:
+    """``count`` documents; a document and one summary together have the peers' lengths, or all this one."""
     lengths = shapes.lognormal_lengths(count, median=250, sigma=0.5, shortest=32, longest=900)
+    if length is not None:
+        lengths = [length] * count
     source = random.Random(0)
 
     def ids(number: int) -> list[int]:
@@ -45,12 +50,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags.add_argument("--part", choices=("score", "logprob"), default="score")
     flags.add_argument("--documents", type=int, default=64)
     flags.add_argument("--summaries", type=int, default=1)
+    flags.add_argument("--length", type=int, help="tokens of a document and one summary; else the peers'")
     flags.add_argument("--token-budget", type=int, default=RewardConfig.model_fields["token_budget"].default)
+    flags.add_argument("--memory", action="store_true", help="measure memory instead of time")
     arguments = flags.parse_args(argv)
     use_threads(arguments.threads)
     shape = shapes.SHAPES[arguments.shape]
     codec = shapes.codec(shape)
-    work = groups(shape, arguments.documents, arguments.summaries)
+    work = groups(shape, arguments.documents, arguments.summaries, arguments.length)
     is_score = arguments.part == "score"
     model = shapes.scorer(shape, codec) if is_score else shapes.causal_lm(shape, codec)
 
@@ -70,9 +77,19 @@ def main(argv: Sequence[str] | None = None) -> None:
             between_batches=lambda: None,
         )
 
-    seconds = cpu_seconds(run, repetitions=arguments.repetitions)
-    num_responses = arguments.documents * arguments.summaries
-    emit(bench=f"andon_{arguments.part}", cpu_s=round(seconds, 4), rate=round(num_responses / seconds, 2))
+    if arguments.memory:
+        emit(bench=f"andon_{arguments.part}_memory", extra_bytes=extra_bytes(run))
+        return
+    trees = [
+        TreeSizes(prompt=len(group.prompt), responses=[len(response) for response in group.responses])
+        for group in work
+    ]
+    emit_rate(
+        bench=f"andon_{arguments.part}",
+        count=arguments.documents * arguments.summaries,
+        cpu_s=cpu_seconds(run, repetitions=arguments.repetitions),
+        needs=flops_only((score_flops if is_score else logprob_flops)(shape, trees)),
+    )
 
 
 if __name__ == "__main__":

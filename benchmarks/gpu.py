@@ -1,0 +1,243 @@
+"""Times ours and the peers on one GPU, in one process: ``python -m benchmarks.gpu --device cuda``.
+
+Seconds on the clock, until the device has finished. In every round ours and each peer run once, in turn; the
+ratio is taken per round. Beside it stand tokens per second, and the model FLOP utilisation: operations of the
+model's passes, padding left out, over what large matrix products reach on the same device in the same number
+format. TRL takes part where it is installed beside us. What is compared stands in ``gpu_works``. On the CPU,
+at the nano shapes, it shows that everything runs; its numbers then say nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from benchmarks.documents import put_between_marks
+from benchmarks.gpu_models import ARCHITECTURES, dtype_of, store_models
+from benchmarks.gpu_works import ALL_WORKS, FULL, NANO, Place, Way, Work, has_trl
+from benchmarks.run import DOCUMENT, RESULTS
+
+NO_SUCH_DEVICE = 2  # exit code
+MATRIX_SIZE = {"cuda": 8192, "cpu": 256}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """Ours against one peer; without one where TRL is missing."""
+
+    work: str
+    shape: str
+    dtype: str
+    peer: str | None
+    ratio: float | None  # the peer's seconds over ours, median over rounds
+    low: float | None
+    high: float | None
+    seconds: float  # of ours
+    tokens_per_s: float
+    flop_utilisation: float  # 0..1
+    peer_seconds: float | None
+    peer_flop_utilisation: float | None
+    extra_mib: float | None  # the most that ours held on the device above what it held before; None on a CPU
+    peer_extra_mib: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timed:
+    """One run of one way."""
+
+    seconds: float
+    extra_mib: float | None
+
+
+class Device:
+    """Where it is measured."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.kind = torch.device(name).type
+
+    @property
+    def hardware(self) -> str:
+        """Its name, for the results."""
+        if self.kind == "cuda":
+            return torch.cuda.get_device_name(self.name)
+        return platform.processor() or platform.machine()
+
+    def wait(self) -> None:
+        """Until everything that was asked of it is done."""
+        if self.kind == "cuda":
+            torch.cuda.synchronize(self.name)
+
+    def timed(self, work: Callable[[], object]) -> Timed:
+        """Run it once."""
+        before = 0
+        if self.kind == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.name)
+            before = torch.cuda.memory_allocated(self.name)
+        self.wait()
+        begin_s = time.perf_counter()
+        work()
+        self.wait()
+        seconds = time.perf_counter() - begin_s
+        extra = None
+        if self.kind == "cuda":
+            extra = (torch.cuda.max_memory_allocated(self.name) - before) / 2**20
+        return Timed(seconds=seconds, extra_mib=extra)
+
+    def flops_per_second(self, dtype: torch.dtype) -> float:
+        """Of large matrix products, the best of several."""
+        size = MATRIX_SIZE[self.kind]
+        left, right = (torch.randn(size, size, device=self.name).to(dtype) for _ in range(2))
+        into = torch.empty_like(left)
+        self.timed(lambda: torch.mm(left, right, out=into))
+        best = min(self.timed(lambda: torch.mm(left, right, out=into)).seconds for _ in range(5))
+        return 2 * size**3 / best
+
+
+def rows_of(work: Work, place: Place, shape: str, device: Device, *, rounds: int, peak: float) -> list[Row]:
+    """Run ours and the peers in turn; the first round is a warm-up."""
+    ways = {"": work.ours, **work.peers}
+    taken: dict[str, list[Timed]] = {name: [] for name in ways}
+    for _ in range(1 + rounds):
+        for name, way in ways.items():
+            taken[name].append(device.timed(way.run))
+    measured = {name: runs[1:] for name, runs in taken.items()}
+
+    def seconds(name: str) -> float:
+        return statistics.median(run.seconds for run in measured[name])
+
+    def utilisation(name: str, way: Way) -> float:
+        return round(way.flops / seconds(name) / peak, 4)
+
+    def extra(name: str) -> float | None:
+        held = [run.extra_mib for run in measured[name] if run.extra_mib is not None]
+        return round(max(held), 1) if held else None
+
+    rows = []
+    for peer in work.peers or {None: None}:
+        ratios = []
+        if peer is not None:
+            pairs = zip(measured[peer], measured[""], strict=True)
+            ratios = [theirs.seconds / ours.seconds for theirs, ours in pairs]
+        rows.append(
+            Row(
+                work=work.name,
+                shape=shape,
+                dtype=place.dtype,
+                peer=peer,
+                ratio=round(statistics.median(ratios), 3) if ratios else None,
+                low=round(min(ratios), 3) if ratios else None,
+                high=round(max(ratios), 3) if ratios else None,
+                seconds=round(seconds(""), 5),
+                tokens_per_s=round(work.ours.tokens / seconds(""), 1),
+                flop_utilisation=utilisation("", work.ours),
+                peer_seconds=None if peer is None else round(seconds(peer), 5),
+                peer_flop_utilisation=None if peer is None else utilisation(peer, work.peers[peer]),
+                extra_mib=extra(""),
+                peer_extra_mib=None if peer is None else extra(peer),
+            )
+        )
+    return rows
+
+
+def table(rows: Sequence[Row]) -> str:
+    """For people, as Markdown."""
+    names = ("work", "shape", "against", "ratio", "range", "tokens/s")
+    pairs = ("FLOP utilisation", "the peer's", "memory, MiB", "the peer's")
+    lines = [
+        f"| {' | '.join((*names, *pairs))} |",
+        "|---|---|---|---:|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        spread = "" if row.ratio is None else f"{row.low:.2f} to {row.high:.2f}"
+        cells = (
+            row.work,
+            f"{row.shape}, {row.dtype}",
+            row.peer or "(TRL is not installed)",
+            "" if row.ratio is None else f"{row.ratio:.2f}",
+            spread,
+            f"{row.tokens_per_s:,.0f}",
+            f"{row.flop_utilisation:.1%}",
+            "" if row.peer_flop_utilisation is None else f"{row.peer_flop_utilisation:.1%}",
+            "" if row.extra_mib is None else f"{row.extra_mib:,.0f}",
+            "" if row.peer_extra_mib is None else f"{row.peer_extra_mib:,.0f}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def write(rows: Sequence[Row], device: Device, peak: float) -> None:
+    """Write ``results/gpu.json`` and the table in docs/performance.md."""
+    result = {
+        "machine": {
+            "hardware": device.hardware,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "matmul_flops_per_s": peak,
+        "rows": [asdict(row) for row in rows],
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "gpu.json").write_text(json.dumps(result, indent=2) + "\n")
+    head = f"On one {device.hardware}, torch {torch.__version__}:"
+    put_between_marks(DOCUMENT, "gpu", f"{head}\n\n{table(rows)}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print, and write ``results/gpu.json`` and the table in docs/performance.md."""
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu for a check at the nano shapes")
+    flags.add_argument("--shape", choices=ARCHITECTURES, action="append", help="default: 124m and 1b-llama")
+    flags.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    flags.add_argument("--rounds", type=int, default=3)
+    flags.add_argument("--only", default="", help="only works whose name contains this; nothing is written")
+    flags.add_argument("--no-results", action="store_true", help="write nothing")
+    arguments = flags.parse_args(argv)
+    if arguments.rounds < 1:
+        flags.error("there must be at least one round")
+    device = Device(arguments.device)
+    if device.kind == "cuda" and not torch.cuda.is_available():
+        print(
+            "torch finds no GPU here; --device cpu --shape nano shows that everything runs", file=sys.stderr
+        )
+        return NO_SUCH_DEVICE
+    if not has_trl():
+        print("TRL is not installed here: training is timed without it", file=sys.stderr)
+    peak = device.flops_per_second(dtype_of(arguments.dtype))
+    rows: list[Row] = []
+    for shape in arguments.shape or ("124m", "1b-llama"):
+        architecture = ARCHITECTURES[shape]
+        with TemporaryDirectory() as folder:
+            place = Place(
+                architecture=architecture,
+                stored=store_models(architecture, Path(folder)),
+                size=NANO if shape.startswith("nano") else FULL,
+                device=arguments.device,
+                dtype=arguments.dtype,
+            )
+            for make in ALL_WORKS:
+                opened: AbstractContextManager[Work] = make(place)
+                with opened as work:
+                    if arguments.only not in work.name:
+                        continue
+                    print(f"{shape}: {work.name} ...", file=sys.stderr, flush=True)
+                    rows += rows_of(work, place, shape, device, rounds=arguments.rounds, peak=peak)
+    print(table(rows))
+    if not arguments.only and not arguments.no_results:
+        write(rows, device, peak)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
