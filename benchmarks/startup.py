@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -130,7 +131,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         make_tokens(folder)
         publish_models(ModelStore(folder / "store"), shape, codec(shape))
         waits = {
-            f"{service} service": median_of(lambda: time_service(service, folder), repetitions=arguments.starts)
+            f"{service} service": median_of(
+                partial(time_service, service, folder), repetitions=arguments.starts
+            )
             for service in SERVICES
         }
         with ExitStack() as running:
@@ -141,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 environment[f"ANDON_{service.upper()}_TARGET"] = f"127.0.0.1:{facts['port']}"
             for what, command in commands().items():
                 waits[what] = median_of(
-                    lambda: time_command(command, environment), repetitions=arguments.repetitions
+                    partial(time_command, command, environment), repetitions=arguments.repetitions
                 )
     print("| what | seconds | range | CPU seconds |\n|---|---:|---|---:|")
     for what, wait in waits.items():
