@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-slow test-browser test-containers lint format proto docs-metrics deploy-contract deploy-check bench bench-labeling bench-cord bench-guards bench-canary dashboards clean
+.PHONY: help setup demo test test-unit test-slow test-browser test-containers lint format proto docs-metrics deploy-contract deploy-check bench bench-startup bench-labeling bench-cord bench-guards bench-canary dashboards clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -78,6 +78,9 @@ $(BUF) $(AXE) &: package.json
 
 bench: setup ## time the work against the peers and print ratios (PEERS_PYTHON: their own environment)
 	$(BIN)/python -m benchmarks.run
+
+bench-startup: setup ## time how soon commands have answered and services are ready (two minutes)
+	$(BIN)/python -m benchmarks.startup
 
 bench-labeling: setup ## load the labeling service with 200 labelers, import and export a million comparisons
 	$(BIN)/python -m benchmarks.labeling_load

@@ -5,8 +5,8 @@ with the implementation of the reader's choice. Services and training stages com
 the store are resolved before, by ``store.ModelStore``.
 
 Transformers makes and loads models under settings that hold for the whole process: torch's default type,
-whether weights are tied, how much is logged. Two threads that load at once would keep each other's, and models
-with untied weights. So one thread at a time does it here, and the others wait.
+whether weights are tied, how much is logged. Two threads that load at once would keep each other's, and
+models with untied weights. So one thread at a time does it here, and the others wait.
 """
 
 from __future__ import annotations

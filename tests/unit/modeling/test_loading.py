@@ -256,7 +256,7 @@ def test_architectures_that_mix_rows_are_refused(model_type: str, values: dict[s
 
 @pytest.fixture
 def four_threads(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], Any]], list[Any]]:
-    """``four_threads(work)`` calls ``work(0)`` to ``work(3)`` at the same moment and gives what they return."""
+    """``four_threads(work)`` gives what ``work(0)`` to ``work(3)`` return when called at the same moment."""
     # Where this goes wrong, transformers must not stay broken for the tests that follow.
     monkeypatch.setattr(PreTrainedModel, "tie_weights", PreTrainedModel.tie_weights)
     together = threading.Barrier(4)
