@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--shape", default="tiny", choices=SHAPES)
     flags.add_argument("--repetitions", type=int, default=10, help="of each command")
-    flags.add_argument("--starts", type=int, default=3, help="of each service")
+    flags.add_argument("--starts", type=int, default=3, help="of each service; 0 times none")
     arguments = flags.parse_args(argv)
     shape = SHAPES[arguments.shape]
     with TemporaryDirectory(prefix="andon-startup-") as name:
@@ -135,6 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 partial(time_service, service, folder), repetitions=arguments.starts
             )
             for service in SERVICES
+            if arguments.starts
         }
         with ExitStack() as running:
             environment = {"ANDON_HOME": str(folder)}
