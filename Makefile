@@ -14,7 +14,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-slow test-browser test-containers s3-server lint format proto docs-metrics deploy-contract deploy-check bench bench-labeling bench-cord bench-guards bench-canary dashboards clean test-gpu bench-scaling bench-gpu
+.PHONY: help setup demo test test-unit test-slow test-browser test-containers s3-server lint format proto docs-metrics deploy-contract deploy-check bench bench-labeling bench-cord bench-guards bench-canary dashboards clean test-gpu bench-scaling bench-gpu bench-startup
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -94,6 +94,9 @@ bench-scaling: setup ## time how cost grows with batch, length, summaries and pr
 
 bench-gpu: setup ## time ours, transformers and (where it is installed) TRL on a GPU, and write it into the docs
 	$(BIN)/python -m benchmarks.gpu
+
+bench-startup: setup ## time how soon commands have answered and services are ready (two minutes)
+	$(BIN)/python -m benchmarks.startup
 
 bench-labeling: setup ## load the labeling service with 200 labelers, import and export a million comparisons
 	$(BIN)/python -m benchmarks.labeling_load

@@ -1,5 +1,6 @@
 """Fixtures for all tests."""
 
+import logging
 import os
 import shutil
 import socket
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import structlog
 
 if TYPE_CHECKING:
     from tests.postgres import PostgresServer
@@ -41,6 +43,20 @@ def shared_dir() -> Path:
             pytest.fail(f"no golden numbers at {path}; set ANDON_SHARED")
         pytest.skip(f"no golden numbers at {path}; set ANDON_SHARED")
     return path
+
+
+@pytest.fixture
+def logging_restored() -> Iterator[None]:
+    """For a test that configures logging as a process does: later tests find it as it was, not a stream that
+    pytest has closed.
+    """
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()
 
 
 TINY_WIDTH = 32

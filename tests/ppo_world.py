@@ -96,7 +96,6 @@ class World:
             "store": self.store.root,
             **self.settings,
         }
-        # With their models, one after the other: transformers cannot load two at once in one process.
         policy = PolicyConfig(model="sft/1", **common)
         self.policies = [self._serve_one(PolicyService, policy) for _ in range(replicas)]
         self.reference = self._serve_one(ReferenceService, ReferenceConfig(model="sft/1", **common))

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from andon.cli.demo_corpus import DemoCorpus
 from andon.cli.recipes import LabelingRecipe
 from andon.client.labeling import TaskDraft
+from andon.client.labeling_values import is_showable
 from andon.client.policy import PromptSamples
 from andon.corpus.builtin.edits import Edit, edit_summary
 from andon.corpus.records import CandidateRecord, DocumentRecord
@@ -52,11 +53,6 @@ def build_tasks(
                 )
             )
     return tasks
-
-
-def is_showable(text: str) -> bool:
-    """Whether the labeling service takes a text: a hardly trained model may write nothing, or NUL bytes."""
-    return bool(text.strip()) and "\0" not in text
 
 
 def _spoiled(

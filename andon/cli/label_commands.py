@@ -13,13 +13,13 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from andon.cli import access_commands, label_exchange_commands
-from andon.cli.demo_tasks import is_showable
 from andon.cli.endpoints import find_target
 from andon.cli.options import HomeOption, LabelingTarget, PolicyTarget
 from andon.cli.output import JsonFlag, messages, plain, print_json, print_table, results
 from andon.cli.simulated_labelers import label_batch, opinions_for
 from andon.cli.tokens import find_token
 from andon.client.labeling import BatchSettings, LabelingClient, TaskDraft
+from andon.client.labeling_values import is_showable
 from andon.client.policy import PolicyClient, SamplingParameters
 from andon.corpus.loaders import load_documents
 from andon.corpus.records import CandidateRecord, DocumentRecord

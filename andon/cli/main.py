@@ -1,5 +1,7 @@
 """The ``andon`` command: puts the subcommands together and decides how they end.
 
+A subcommand is imported when it is called, so that none waits for what another one needs.
+
 Exit codes: 0 done, 1 failed, 2 wrong usage or input, 3 a service cannot be reached, 130 ended by Ctrl-C. An
 error of ours is one clear line on stderr. ANDON_TRACEBACK=1 shows where an unexpected one came from.
 """
@@ -14,27 +16,53 @@ import typer
 from typer.core import TyperGroup
 
 import andon
-from andon.cli import (
-    canary_commands,
-    cord_commands,
-    data_commands,
-    demo_command,
-    deploy_commands,
-    evaluate_command,
-    label_commands,
-    model_commands,
-    serving_commands,
-    status_command,
-    train_commands,
-    up_command,
-)
+from andon.cli.deferred import DeferredCommand
 from andon.cli.exit_codes import EXIT_FAILED, EXIT_INVALID, exit_code
 from andon.cli.output import print_error
 from andon.errors import AndonError, InternalError, InvalidArgumentError
 
+COMMANDS = (
+    DeferredCommand("up", "andon.cli.up_command:up", "Run all services on this machine until Ctrl-C."),
+    DeferredCommand(
+        "demo",
+        "andon.cli.demo_command:demo",
+        "Run the whole loop: fine-tune, sample, label, train a reward model, PPO, measure, report.",
+    ),
+    DeferredCommand(
+        "status",
+        "andon.cli.status_command:status",
+        "Show the health of every service, the models in use, the current run and the cord.",
+    ),
+    DeferredCommand("sample", "andon.cli.serving_commands:sample", "Let the policy write summaries."),
+    DeferredCommand(
+        "score",
+        "andon.cli.serving_commands:score",
+        "Let the reward model score summaries: the larger, the better people would like them.",
+    ),
+    DeferredCommand(
+        "evaluate",
+        "andon.cli.evaluate_command:evaluate",
+        "Compare policies with references, lead-3 and each other, and write a report.",
+    ),
+    DeferredCommand("train", "andon.cli.train_commands:app", "Train models by the trainer service."),
+    DeferredCommand("label", "andon.cli.label_commands:app", "Collect comparisons."),
+    DeferredCommand("data", "andon.cli.data_commands:app", "Filter and split data sets, with a manifest."),
+    DeferredCommand("models", "andon.cli.model_commands:app", "Look into the model store."),
+    DeferredCommand("cord", "andon.cli.cord_commands:app", "Stop training, and let it go on again."),
+    DeferredCommand(
+        "canary", "andon.cli.canary_commands:app", "Ship a policy version behind a canary, and back."
+    ),
+    DeferredCommand("deploy", "andon.cli.deploy_commands:app", "Render and check the Kubernetes manifests."),
+)
+
 
 class AndonGroup(TyperGroup):
     """The root of all commands; turns errors into lines and exit codes."""
+
+    def __init__(self, **settings: Any) -> None:  # typer's
+        super().__init__(**settings)
+        for command in COMMANDS:
+            self.add_command(command)
 
     def invoke(self, ctx: Any) -> Any:  # the context type is private to typer
         """Runs the chosen command."""
@@ -74,21 +102,6 @@ def _root(
     ] = False,
 ) -> None:
     """Options of the root command; the callback of ``--version`` has acted already."""
-
-
-app.command("up")(up_command.up)
-app.command("demo")(demo_command.demo)
-app.command("status")(status_command.status)
-app.command("sample")(serving_commands.sample)
-app.command("score")(serving_commands.score)
-app.command("evaluate")(evaluate_command.evaluate)
-app.add_typer(train_commands.app, name="train")
-app.add_typer(label_commands.app, name="label")
-app.add_typer(data_commands.app, name="data")
-app.add_typer(model_commands.app, name="models")
-app.add_typer(cord_commands.app, name="cord")
-app.add_typer(canary_commands.app, name="canary")
-app.add_typer(deploy_commands.app, name="deploy")
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from andon.cli.endpoints import home_folder
 from andon.client.connection import TOKEN_FILE_VARIABLE, TOKEN_VARIABLE
 from andon.errors import InvalidArgumentError
-from andon.rpc.config import is_loopback
+from andon.rpc.loopback import is_loopback
 
 TOKENS_FILE = "tokens.json"
 ADMIN = "admin"

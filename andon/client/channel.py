@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import grpc
 
-from andon.client.rotation import RotatingChannel
 from andon.client.tls import tls_from_environment
 
 MEBIBYTE = 1024 * 1024
@@ -89,6 +88,9 @@ def connect(target: str, options: Sequence[tuple[str, str | int]] = ()) -> grpc.
     tls = tls_from_environment()
     if tls is None:
         return grpc.insecure_channel(target, options)
+    # Imported here: it logs, and the library of logs takes time to start that a plain connection must not.
+    from andon.client.rotation import RotatingChannel
+
     return RotatingChannel(
         lambda: grpc.secure_channel(target, tls.credentials(), options), lambda: tls.version
     )

@@ -20,8 +20,8 @@ import grpc
 from andon.client.channel import ChannelOptions, open_channel
 from andon.errors import AndonError, InvalidArgumentError, UnavailableError
 from andon.rpc.auth import bearer
-from andon.rpc.certificates import FilesVersion, files_version
 from andon.rpc.errors import error_from_rpc
+from andon.rpc.file_versions import FilesVersion, files_version
 
 TOKEN_VARIABLE = "ANDON_TOKEN"
 TOKEN_FILE_VARIABLE = "ANDON_TOKEN_FILE"

@@ -8,6 +8,11 @@ from datetime import datetime
 from andon.corpus.records import CandidateRecord, RatingRecord
 
 
+def is_showable(text: str) -> bool:
+    """Whether the labeling service takes a text: a hardly trained model may write nothing, or NUL bytes."""
+    return bool(text.strip()) and "\0" not in text
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskDraft:
     """A document with 2 to 9 candidates to compare."""

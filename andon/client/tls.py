@@ -15,7 +15,7 @@ from pathlib import Path
 import grpc
 
 from andon.errors import InvalidArgumentError
-from andon.rpc.certificates import FilesVersion, files_version, read_authorities, read_identity
+from andon.rpc.file_versions import FilesVersion, files_version
 
 CA_VARIABLE = "ANDON_TLS_CA"
 CERTIFICATE_VARIABLE = "ANDON_TLS_CERTIFICATE"
@@ -37,6 +37,9 @@ class ClientTls:
 
     def credentials(self) -> grpc.ChannelCredentials:
         """What a channel needs, from the files as they are now. Raises InvalidArgumentError TLS_FILES."""
+        # Imported here: cryptography takes time to start that a plain connection must not.
+        from andon.rpc.certificates import read_authorities, read_identity
+
         authorities = read_authorities(self.ca)
         if self.certificate is None or self.key is None:
             return grpc.ssl_channel_credentials(authorities)

@@ -3,12 +3,17 @@
 Every model here has ``attn_implementation="andon"``; what is saved is plain Hugging Face and loads anywhere
 with the implementation of the reader's choice. Services and training stages come here for models; names of
 the store are resolved before, by ``store.ModelStore``.
+
+Transformers makes and loads models under settings that hold for the whole process: torch's default type,
+whether weights are tied, how much is logged. Two threads that load at once would keep each other's, and
+models with untied weights. So one thread at a time does it here, and the others wait.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,6 +53,9 @@ DTYPES: Mapping[str, torch.dtype] = {
 _RESIDUAL_OUTPUTS = frozenset(
     {"c_proj", "o_proj", "out_proj", "dense", "down_proj", "dense_4h_to_h", "fc2", "fc_out", "wo", "w2"}
 )
+
+# Reentrant: a new head is drawn around the loading of its trunk.
+_ONE_AT_A_TIME = threading.RLock()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,8 +125,7 @@ def new_causal_lm(architecture: Mapping[str, Any], codec: TextCodec, seed: int) 
         eos_token_id=codec.eos_token_id,
         pad_token_id=codec.pad_token_id,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with _drawn_from(seed):
         model = AutoModelForCausalLM.from_config(
             config, attn_implementation=ATTENTION_NAME, dtype=torch.float32
         )
@@ -150,8 +157,7 @@ def scorer_from_causal_lm(
     num_layers = config.num_hidden_layers
     config.num_labels = 1
     _add_layers(config, extra_layers)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with _drawn_from(seed):
         model = _load(AutoModelForSequenceClassification, source, dtype, config=config, new_head=True)
         _start_new_parts(model, first_new_layer=num_layers, gain=extra_layers_gain)
     return _prepare(model, "cpu")
@@ -167,8 +173,7 @@ def deepened_scorer(
     config = copy.deepcopy(scorer.config)
     num_layers = config.num_hidden_layers
     _add_layers(config, extra_layers)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with _drawn_from(seed):
         deeper = AutoModelForSequenceClassification.from_config(
             config, attn_implementation=ATTENTION_NAME, dtype=scorer.dtype
         )
@@ -287,16 +292,25 @@ def _load(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Hugging Face's progress bars and its report of missing weights; ``_load`` checks those."""
-    verbosity, showed_progress = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    try:
+    """Alone, without progress bars and the report of missing weights, which ``_load`` checks itself."""
+    with _ONE_AT_A_TIME:
+        verbosity, showed_progress = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+        hf_logging.set_verbosity_error()
+        hf_logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            hf_logging.set_verbosity(verbosity)
+            if showed_progress:
+                hf_logging.enable_progress_bar()
+
+
+@contextmanager
+def _drawn_from(seed: int) -> Iterator[None]:
+    """Alone, with torch's own generators at ``seed``; afterwards they are where they were."""
+    with _ONE_AT_A_TIME, torch.random.fork_rng():
+        torch.manual_seed(seed)
         yield
-    finally:
-        hf_logging.set_verbosity(verbosity)
-        if showed_progress:
-            hf_logging.enable_progress_bar()
 
 
 def _prepare(model: PreTrainedModel, device: torch.device | str) -> PreTrainedModel:

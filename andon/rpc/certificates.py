@@ -1,8 +1,8 @@
 """Decides whether files of certificates and keys can be used, and says what is wrong with them.
 
 Servers (``andon.rpc.tls``) and clients (``andon.client.tls``) read their files here, at the start and again
-whenever ``FilesVersion`` says that they have changed. Whether a peer's certificate is to be trusted is gRPC's
-to decide.
+whenever ``andon.rpc.file_versions`` says that they have changed. Whether a peer's certificate is to be
+trusted is gRPC's to decide.
 """
 
 from __future__ import annotations
@@ -10,16 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeAlias
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 
 from andon.errors import InvalidArgumentError
-
-# What tells one state of some files from another: mtime, size and inode of each, None for one that is gone.
-FilesVersion: TypeAlias = tuple[tuple[int, int, int] | None, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,11 +37,6 @@ class Identity:
     def __repr__(self) -> str:
         """Without the key."""
         return f"Identity(validity={self.validity!r})"
-
-
-def files_version(*paths: Path) -> FilesVersion:
-    """The present state of the files; equal states mean that nothing has to be read again."""
-    return tuple(_file_version(path) for path in paths)
 
 
 def read_identity(certificate: Path, key: Path, *, now: datetime | None = None) -> Identity:
@@ -83,14 +74,6 @@ def certificate_validity(pem: bytes, *, source: Path) -> Validity:
     except ValueError:
         raise _error(source, "holds no PEM certificate") from None
     return Validity(not_before=first.not_valid_before_utc, not_after=first.not_valid_after_utc)
-
-
-def _file_version(path: Path) -> tuple[int, int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def _read(path: Path, what: str) -> bytes:

@@ -12,7 +12,6 @@ and on which nothing is encrypted must be allowed by name.
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import math
 import os
 import sys
@@ -33,6 +32,7 @@ from pydantic_settings import (
 )
 
 from andon.errors import InvalidArgumentError
+from andon.rpc.loopback import is_loopback
 from andon.rpc.tls import TlsFiles, read_server_material
 from andon.rpc.token_file import read_token_file
 
@@ -198,16 +198,6 @@ class _EnvironmentSource(EnvSettingsSource):
             decoded = 0
         is_number = isinstance(decoded, int | float) and not isinstance(decoded, bool)
         return [part.strip() for part in str(value).split(",")] if is_number else decoded
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach ``host``. A name other than localhost counts as reachable."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def load_config(

@@ -31,9 +31,10 @@ from andon.errors import AndonError
 from andon.observability.exporter import MetricsServer, register_process_metrics, start_metrics_server
 from andon.observability.logs import configure_logging
 from andon.rpc.auth import AccessPolicy, GuardedService
-from andon.rpc.config import ServerConfig, is_loopback
+from andon.rpc.config import ServerConfig
 from andon.rpc.interceptors import CallInterceptor
 from andon.rpc.limits import CallLimiter
+from andon.rpc.loopback import is_loopback
 from andon.rpc.metrics import CallMetrics, TlsMetrics
 from andon.rpc.roles import TokenGuardedService
 from andon.rpc.service import Service, TalkativeService

@@ -18,7 +18,8 @@ import grpc
 import structlog
 
 from andon.errors import InvalidArgumentError
-from andon.rpc.certificates import FilesVersion, Identity, files_version, read_authorities, read_identity
+from andon.rpc.certificates import Identity, read_authorities, read_identity
+from andon.rpc.file_versions import FilesVersion, files_version
 from andon.rpc.metrics import TlsMetrics
 
 _log = structlog.stdlib.get_logger("andon.rpc")

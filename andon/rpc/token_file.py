@@ -16,7 +16,7 @@ import yaml
 
 from andon.errors import InvalidArgumentError
 from andon.rpc.auth import Caller
-from andon.rpc.certificates import files_version
+from andon.rpc.file_versions import files_version
 from andon.rpc.roles import EVERYBODY
 
 MAX_NAME_CHARS = 64

@@ -64,7 +64,6 @@ class Services:
     def start_models(self, *, policy: str, reward: str | None) -> None:
         """Sampler and reference with one model, and a reward service."""
         common: dict[str, Any] = {"port": 0, "metrics_port": 0, "store": self._store, "threads": 1}
-        # One after the other: transformers cannot load two models at once in one process.
         self.policy = self._serve("policy", PolicyService, PolicyConfig(model=policy, **common))
         self.reference = self._serve("reference", ReferenceService, ReferenceConfig(model=policy, **common))
         self.reward = self._serve("reward", RewardService, RewardConfig(model=reward, **common))

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -27,6 +25,7 @@ from andon.errors import FailedPreconditionError
 from andon.modeling.manifest import DataUse, ManifestDraft
 from andon.modeling.store import WEIGHTS_NAME, ModelStore
 from andon.rpc.errors import error_to_status
+from tests.loaded_modules import FOR_SERVERS, HEAVY, modules_of_command
 
 runner = CliRunner()
 
@@ -283,11 +282,26 @@ def test_a_demo_of_running_services_takes_no_store(tmp_path: Path) -> None:
     assert "STORE_OF_RUNNING_SERVICES" in result.stderr
 
 
-def test_help_and_scoring_load_no_model_library() -> None:
-    program = (
-        "import sys, andon.cli.main\n"
-        "heavy = {'torch', 'transformers', 'datasets', 'matplotlib', 'scipy'} & set(sys.modules)\n"
-        "print(sorted(heavy))\n"
-    )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert result.stdout == "[]\n"
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["score", "a document", "one"],
+        ["score", "a document", "one", "--json"],
+        ["cord", "status"],
+        ["cord", "pull", "it turned rude"],
+        ["train", "sft"],
+        ["models", "list"],
+    ],
+    ids=" ".join,
+)
+def test_a_call_to_a_service_waits_for_no_heavy_library(home: Path, arguments: list[str]) -> None:
+    with running(home, Services()):
+        modules = modules_of_command(*arguments)
+    assert not modules & (HEAVY | FOR_SERVERS)
+
+
+@pytest.mark.parametrize("arguments", [["sample", "a document"], ["status"]], ids=" ".join)
+def test_nor_does_a_call_to_a_service_that_is_not_there(arguments: list[str]) -> None:
+    modules = modules_of_command(*arguments, exit_code=3)
+    assert "grpc" in modules
+    assert not modules & (HEAVY | FOR_SERVERS)

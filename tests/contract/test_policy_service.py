@@ -603,7 +603,9 @@ def test_another_models_tokens_and_limits_hold_after_loading_it(start) -> None:
     assert stand.sample([5] * 20).model.version == 3
 
 
-def test_a_damaged_start_ends_with_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_start_ends_with_a_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], logging_restored: None
+) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["--modle", "policy/1"])
     assert stopped.value.code == 2

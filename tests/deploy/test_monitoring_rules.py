@@ -15,6 +15,7 @@ import pytest
 import typer.main
 import yaml
 
+from andon.cli.deferred import DeferredCommand
 from andon.cli.main import app
 from services.trainer.guards.guard import GuardName
 from tests import monitoring
@@ -194,6 +195,8 @@ def test_commands_in_runbooks_exist(path: Path) -> None:
         command = typer.main.get_command(app)
         while hasattr(command, "commands"):
             command = command.commands[words.pop(0)]
+            if isinstance(command, DeferredCommand):
+                command = command.load()
         options = {option for parameter in command.params for option in parameter.opts}
         assert {word for word in words if word.startswith("--")} <= options, line
 

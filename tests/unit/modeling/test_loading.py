@@ -1,3 +1,8 @@
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +14,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedModel,
 )
+from transformers.utils import logging as hf_logging
 
 from andon.errors import AndonError, FailedPreconditionError, InvalidArgumentError, NotFoundError
 from andon.modeling.architecture_check import check_architecture
@@ -209,6 +215,7 @@ def test_bfloat16_is_loaded_as_asked(codec: TextCodec, tmp_path: Path) -> None:
 
 SMALL = {"vocab_size": 32, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 GATED = {**SMALL, "num_key_value_heads": 1, "intermediate_size": 64}
+TIED = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
 
 
 @pytest.mark.parametrize(
@@ -245,3 +252,46 @@ def test_architectures_that_mix_rows_are_refused(model_type: str, values: dict[s
     with pytest.raises(UnsupportedArchitectureError) as caught:
         check_architecture(model)
     assert caught.value.reason == "UNSUPPORTED_ARCHITECTURE"
+
+
+@pytest.fixture
+def four_threads(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], Any]], list[Any]]:
+    """``four_threads(work)`` gives what ``work(0)`` to ``work(3)`` return when called at the same moment."""
+    # Where this goes wrong, transformers must not stay broken for the tests that follow.
+    monkeypatch.setattr(PreTrainedModel, "tie_weights", PreTrainedModel.tie_weights)
+    together = threading.Barrier(4)
+
+    def begin(work: Callable[[int], Any], number: int) -> Any:
+        together.wait()
+        return work(number)
+
+    def run(work: Callable[[int], Any]) -> list[Any]:
+        with ThreadPoolExecutor(4) as pool:
+            return list(pool.map(partial(begin, work), range(4)))
+
+    return run
+
+
+def test_threads_that_load_at_once_get_whole_models(
+    codec: TextCodec, tmp_path: Path, four_threads: Callable[..., list[list[PreTrainedModel]]]
+) -> None:
+    made = new_causal_lm(TIED, codec, 0)
+    save_model(made, codec, tmp_path)
+    settings = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    loaded = four_threads(lambda number: [load_causal_lm(tmp_path) for _ in range(8)])
+    for model in chain.from_iterable(loaded):
+        assert model.lm_head.weight is model.transformer.wte.weight
+        assert torch.equal(logprobs(model), logprobs(made))
+    assert (hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()) == settings
+
+
+def test_threads_that_draw_weights_at_once_draw_those_of_their_seeds(
+    codec: TextCodec, four_threads: Callable[..., list[list[str]]]
+) -> None:
+    def draw(seed: int) -> list[str]:
+        models = [new_causal_lm(TIED, codec, seed) for _ in range(8)]
+        return [weights_sha256(model_weights(model)) for model in models]
+
+    alone = [draw(seed) for seed in range(4)]
+    assert len({digest for digests in alone for digest in digests}) == 4
+    assert four_threads(draw) == alone

@@ -13,17 +13,6 @@ from andon.observability.exporter import register_process_metrics, start_metrics
 from andon.observability.logs import configure_logging
 
 
-@pytest.fixture
-def logging_restored():
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    structlog.reset_defaults()
-    structlog.contextvars.clear_contextvars()
-
-
 def lines_of(capsys) -> list[dict]:
     return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
 

@@ -10,7 +10,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
 from andon.errors import InvalidArgumentError
-from andon.rpc.certificates import certificate_validity, files_version, read_authorities, read_identity
+from andon.rpc.certificates import certificate_validity, read_authorities, read_identity
+from andon.rpc.file_versions import files_version
 from tests.certificates import Authority, CertificateFiles, write_files
 
 

@@ -7,7 +7,8 @@ from datetime import timedelta
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from andon.rpc.config import Port, ServerConfig, is_loopback, load_config
+from andon.rpc.config import Port, ServerConfig, load_config
+from andon.rpc.loopback import is_loopback
 from tests.certificates import Authority, CertificateFiles, write_files
 
 
