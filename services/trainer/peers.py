@@ -51,9 +51,7 @@ class Peers:
         self._lock = threading.Lock()
         self._away: dict[str, str] = {}  # peer -> why it is being waited for
 
-    def together(
-        self, calls: Sequence[Callable[[], T]], *, state: Callable[[], StageState]
-    ) -> list[T]:
+    def together(self, calls: Sequence[Callable[[], T]], *, state: Callable[[], StageState]) -> list[T]:
         """Make the calls at the same time and give their results in order; the first failure is raised.
 
         ``state`` must describe the moment before the calls.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
@@ -90,7 +90,7 @@ class Responses:
             behaviour_logprobs=stack_rows([part.behaviour_logprobs for part in parts]),
             ended_properly=torch.cat([part.ended_properly for part in parts]),
             model=parts[0].model,
-            settings_differences=tuple(sorted({told for part in parts for told in part.settings_differences})),
+            settings_differences=_without_repetition(part.settings_differences for part in parts),
         )
 
 
@@ -209,10 +209,11 @@ class RolloutCollector:
     def _begin_part(
         self, prompts: Sequence[Sequence[int]], update: int, part: int, required: ModelVersion
     ) -> RolloutPart:
+        shares = split_evenly(prompts, len(self._replicas))
         answers = [
             thread.submit(partial(self._sample_share, replica, share, update, number, part, required))
             for number, (thread, replica, share) in enumerate(
-                zip(self._at_replicas, self._replicas, split_evenly(prompts, len(self._replicas)), strict=True)
+                zip(self._at_replicas, self._replicas, shares, strict=True)
             )
             if share
         ]
@@ -334,9 +335,7 @@ class RolloutCollector:
             behaviour_logprobs=_padded(logprob_rows, lengths, peer="policy"),
             ended_properly=torch.tensor(ended_properly),
             model=model,
-            settings_differences=tuple(
-                sorted({told for answer in answers for told in self._differences(answer)})
-            ),
+            settings_differences=_without_repetition(map(self._differences, answers)),
         )
 
     @property
@@ -374,6 +373,10 @@ def stack_rows(blocks: Sequence[Tensor]) -> Tensor:
 
 def _thread(name: str) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+
+
+def _without_repetition(told: Iterable[Iterable[str]]) -> tuple[str, ...]:
+    return tuple(sorted({difference for differences in told for difference in differences}))
 
 
 def _known(responses: Responses) -> Future[Responses]:

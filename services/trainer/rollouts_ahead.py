@@ -3,8 +3,8 @@ may be.
 
 The PPO stage has a batch written for every update, up to ``max_staleness`` updates ahead. All begin when the
 weights that write them have just been published, and all are written before the next weights are: which
-version writes a batch follows from the update's number alone, and every batch is written by one version. Batch
-k comes from the weights after update max(0, k - 1 - max_staleness). With 0 nothing is ahead.
+version writes a batch follows from the update's number alone, and every batch is written by one version.
+Batch k comes from the weights after update max(0, k - 1 - max_staleness). With 0 nothing is ahead.
 
 A checkpoint holds the batches that are written; they are judged again after it, with the same answers. One
 that is being written is of the weights that are published at that moment, and is written again by them.
@@ -54,13 +54,14 @@ class RolloutsAhead:
         self._batches: dict[int, Sequence[RolloutPart]] = {}  # by update, all of those to come in order
         self._restored: dict[int, list[Responses]] = {}
 
-    def begin(self, update: int) -> None:
-        """Have everything written that may be, now that ``update`` is the next to begin or under way.
+    def begin(self, update: int, *, has_experience: bool) -> None:
+        """Have everything written that may be, now that ``update`` begins or is under way.
 
         What is written already is left alone; what was restored is judged.
         """
+        first = update + 1 if has_experience else update
         last = min(update + self._max_staleness, self._num_updates)
-        for number in range(update, last + 1):
+        for number in range(first, last + 1):
             if number in self._restored:
                 self._batches[number] = self._collector.judge(self._restored.pop(number))
             elif number not in self._batches:

@@ -34,9 +34,9 @@ def behaviour_weights(
 
     Sign: a token that the proximal policy gives more probability than the one that wrote it counts more.
     The bound costs a little bias and keeps a token that was improbable when it was written from ruling the
-    gradient. proximal_logprobs, behaviour_logprobs: [batch, response], nats at the sampling temperature; equal
-    ones give weights of exactly 1. Raises ValueError for a limit below 1, shapes that differ, and an empty
-    mask.
+    gradient. proximal_logprobs, behaviour_logprobs: [batch, response], nats at the sampling temperature;
+    equal ones give weights of exactly 1. Raises ValueError for a limit below 1, shapes that differ, and an
+    empty mask.
     """
     require_same_shape(mask, proximal_logprobs, behaviour_logprobs)
     if not limit >= 1:

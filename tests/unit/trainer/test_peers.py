@@ -34,6 +34,9 @@ class Context:
     def waiting(self, message: str) -> None:
         self.messages.append(message)
 
+    def asked_to_halt(self) -> bool:
+        return False
+
     def obey(self, state: Callable[[], dict[str, Any]]) -> None:
         self.halt()
 
@@ -153,13 +156,6 @@ def test_results_come_in_the_order_of_the_calls() -> None:
 
     calls = Peers(Context())  # type: ignore[arg-type]
     assert calls.together([first, second], state=dict) == ["first", "second"]
-
-
-def test_meanwhile_runs_in_the_callers_thread() -> None:
-    threads: list[threading.Thread] = []
-    calls = Peers(Context())  # type: ignore[arg-type]
-    calls.together([lambda: "a"], state=dict, meanwhile=lambda: threads.append(threading.current_thread()))
-    assert threads == [threading.current_thread()]
 
 
 def test_the_first_failure_is_raised_and_the_others_are_abandoned() -> None:
