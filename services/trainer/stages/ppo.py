@@ -85,9 +85,8 @@ class PpoStage:
         self._locate_models(restored)
         self._build(restored)
         if restored is not None and self._experience is None and self._versions.is_stored_after(self._update):
-            self._versions.store(
-                self._update, self._metrics
-            )  # the process may have ended between the checkpoint and the store
+            # The process may have ended between the checkpoint and the store.
+            self._versions.store(self._update, self._metrics)
         try:
             if self._update < config.num_updates:
                 self._prepare_services()

@@ -1,10 +1,12 @@
 """Sampling and judging with scripted services: versions, cuts, seeds, and answers that do not fit."""
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from andon.client.policy import PromptSamples, Sample, SampleResult, SamplingParameters
 from andon.client.values import CallTiming
@@ -13,6 +15,7 @@ from services.trainer.errors import MalformedAnswerError, NotFiniteError, StaleS
 from services.trainer.peers import Peers
 from services.trainer.ppo.stopping import EosRule, PeriodRule, StopRule
 from services.trainer.rollout import (
+    Responses,
     Rollout,
     RolloutCollector,
     SamplingSettings,
@@ -225,6 +228,59 @@ def test_a_replica_without_prompts_is_not_asked() -> None:
     assert sum(len(replica.seeds) for replica in replicas) == 1
 
 
+def test_a_part_is_judged_while_the_next_is_written() -> None:
+    first_is_scored, second_is_asked = threading.Event(), threading.Event()
+
+    class Slow(Replica):
+        def sample(self, prompts: Sequence[Sequence[int]], parameters: Any, **options: Any) -> SampleResult:
+            if self.seeds:  # the second part is written only once the first is judged
+                second_is_asked.set()
+                assert first_is_scored.wait(30)
+            return super().sample(prompts, parameters, **options)
+
+    class Watched(Judges):
+        def scores(self, items: Sequence[Any]) -> list[list[float]]:
+            assert second_is_asked.wait(30)
+            found = super().scores(items)
+            first_is_scored.set()
+            return found
+
+    replica = Slow(sample(5, EOS), sample(5, 6, 7))
+    rollout = rollout_of(collector(replica, judges=Watched(), parts=2), [[1], [2], [3]])
+
+    assert [list(group.prompt) for group in rollout.responses.groups] == [[1], [2], [3]]
+    assert rollout.scores.tolist() == [2.0, 3.0] * 3
+    assert rollout.reference_logprobs.tolist() == [[-0.5, -0.5, 0.0], [-0.5, -0.5, -0.5]] * 3
+    assert replica.seeds == [call_seed(11, update=1, replica=0, part=part) for part in (0, 1)]
+
+
+def test_parts_of_different_width_are_padded_together() -> None:
+    narrow, wide = (
+        rollout_of(collector(Replica(sample(*tokens))), [[1]]).responses for tokens in ((EOS,), (5, 6, EOS))
+    )
+    joined = Responses.join([narrow, wide])
+    assert joined.behaviour_logprobs.tolist() == [[-1.0, 0.0, 0.0], [-1.0, -2.0, -3.0]]
+    assert joined.mask.sum(dim=1).tolist() == [1, 3]
+    again = Responses.from_state(joined.to_state())
+    assert torch.equal(again.behaviour_logprobs, joined.behaviour_logprobs)
+    assert (again.model, again.lengths.tolist()) == (CURRENT, [1, 3])
+
+
+def test_the_failure_of_one_replica_does_not_wait_for_another() -> None:
+    may_end = threading.Event()
+
+    class Hanging(Replica):
+        def sample(self, *_: Any, **__: Any) -> SampleResult:
+            assert may_end.wait(30)
+            raise AssertionError("nobody asked for the answer")
+
+    try:
+        with pytest.raises(MalformedAnswerError):
+            rollout_of(collector(Hanging(sample(5, EOS)), Replica(sample())), [[1], [2]])
+    finally:
+        may_end.set()
+
+
 def test_even_shares() -> None:
     items = [[number] for number in range(7)]
     assert [len(share) for share in split_evenly(items, 3)] == [2, 2, 3]
@@ -233,7 +289,12 @@ def test_even_shares() -> None:
 
 
 def test_seeds_fit_the_protocol_and_repeat() -> None:
-    seeds = {call_seed(1, update=update, replica=replica) for update in range(50) for replica in range(4)}
-    assert len(seeds) == 200
+    seeds = {
+        call_seed(1, update=update, replica=replica, part=part)
+        for update in range(50)
+        for replica in range(4)
+        for part in range(3)
+    }
+    assert len(seeds) == 600
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert call_seed(1, update=2, replica=3) == call_seed(1, update=2, replica=3)
