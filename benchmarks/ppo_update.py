@@ -104,6 +104,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags.add_argument("--longest", type=int, default=280)
     flags.add_argument("--new", type=int, default=48)
     flags.add_argument("--token-budget", type=int, default=PpoConfig.model_fields["token_budget"].default)
+    flags.add_argument("--max-staleness", type=int, default=0, help="updates that are sampled ahead")
+    flags.add_argument("--sample-parts", type=int, default=1, help="parts that are judged as they come")
     flags.set_defaults(repetitions=1)
     arguments = flags.parse_args(argv)
     use_threads(arguments.threads)
@@ -136,14 +138,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             clients=clients,
             threads=arguments.threads,
             num_steps=arguments.repetitions,
-            clock=cpu_seconds,
+            clock=lambda: (time.perf_counter(), cpu_seconds()),
         )
         config = PpoConfig(
             prompts=str(prompts),
             policy="sft/1",
             reference="sft/1",
             reward_model="reward/1",
-            updates=1 + arguments.repetitions,
+            updates=1 + arguments.repetitions + arguments.max_staleness,  # also the last one timed samples
             batch_prompts=arguments.batch,
             minibatches=arguments.minibatches,
             epochs=arguments.epochs,
@@ -153,23 +155,28 @@ def main(argv: Sequence[str] | None = None) -> None:
             stop_rule=EosRuleConfig(missing_penalty=0.0),  # nothing ends with the token here
             max_grad_norm=None,  # the peer does not clip
             token_budget=arguments.token_budget,
+            max_staleness=arguments.max_staleness,
+            sample_parts=arguments.sample_parts,
         )
         with suppress(RunStopped):
             PpoStage(config, context).run()
-    used = [{part: end[part] - begin[part] for part in end} for begin, end in context.steps]
+    used = [{part: end[part] - begin[part] for part in end} for (_, begin), (_, end) in context.steps]
+    wall_s = [end_s - begin_s for (begin_s, _), (end_s, _) in context.steps]
     seconds = statistics.median(sum(parts.values()) for parts in used)
     emit(
         bench="andon_ppo_update",
         cpu_s=round(seconds, 3),
+        wall_s=round(statistics.median(wall_s), 3),
+        wall_s_of_each=[round(value, 3) for value in wall_s],
         cpu_s_by_process={
             part: round(statistics.median(parts[part] for parts in used), 3) for part in used[0]
         },
         wall_s_by_phase={
-            phase: round(value, 3)
-            for phase, value in context.metrics[-1].items()
+            phase: round(statistics.median(step[phase] for step in context.metrics), 3)
+            for phase in context.metrics[0]
             if phase.endswith("_seconds")
         },
-        sampler_logprob_max_error=context.metrics[-1]["sampler_logprob_max_error"],
+        sampler_logprob_max_error=context.metrics[0]["sampler_logprob_max_error"],
         rate=round(arguments.batch / seconds, 3),
     )
 
