@@ -130,6 +130,11 @@ class SamplerReading:
     entropies: Tensor  # [S, L] float32, nats
     mask: Tensor  # [S, L] bool, True on response tokens
 
+    @property
+    def errors_nats(self) -> Tensor:
+        """[T] float64: how far sampler and trainer are apart at each token."""
+        return (self.behaviour_logprobs - self.logprobs).abs()[self.mask].double()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeReading:

@@ -15,14 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from services.trainer.guards.guard import (
-    Finding,
-    GuardName,
-    Memoryless,
-    SamplerReading,
-    UpdateFacts,
-    find,
-)
+from services.trainer.guards.guard import Finding, GuardName, Memoryless, UpdateFacts, find
 
 NEGLIGIBLE_KL_NATS = 0.05  # per response; rounding and a sampler in bfloat16 stay far below
 TIMES_THE_USUAL = 10.0
@@ -128,7 +121,7 @@ class SamplerMismatchGuard:
         proximal = facts.experience.proximal_logprobs[reading.rows]
         mismatch = float((proximal - reading.logprobs_before).abs()[mask].double().mean())
         for written in facts.ahead:
-            mismatch = max(mismatch, mean_mismatch_nats(written))
+            mismatch = max(mismatch, float(written.errors_nats.mean()))
         # Also by the pass that gradients are taken from, which may err where the guards' own does not.
         mismatch = max(mismatch, facts.metrics.get("sampler_logprob_mean_error", 0.0))
         threshold = max(self._least, TIMES_THE_USUAL * float(np.median(self._usual)) if self._usual else 0.0)
@@ -152,12 +145,6 @@ class SamplerMismatchGuard:
 
     def acknowledge(self) -> None:
         """What is usual stays known."""
-
-
-def mean_mismatch_nats(reading: SamplerReading) -> float:
-    """Mean absolute difference of a token's log-probability between sampler and trainer."""
-    errors = (reading.behaviour_logprobs - reading.logprobs).abs()[reading.mask]
-    return float(errors.double().mean())
 
 
 class SamplerCalibrationGuard(Memoryless):

@@ -44,7 +44,6 @@ from services.trainer.guards.guard import (
     UpdateFacts,
     find,
 )
-from services.trainer.guards.kl import mean_mismatch_nats
 from services.trainer.guards.preflight import (
     Ranking,
     check_composition,
@@ -53,7 +52,16 @@ from services.trainer.guards.preflight import (
     check_references,
     check_settings,
 )
-from services.trainer.guards.readings import FrozenProbe, PolicyReading, Slice, all_finite, read_policy
+from services.trainer.guards.readings import (
+    SAMPLER_ERRORS,
+    FrozenProbe,
+    PolicyReading,
+    Slice,
+    all_finite,
+    read_policy,
+    read_sampler,
+    sampler_errors,
+)
 from services.trainer.peers import Peers
 from services.trainer.precision import precision_now
 from services.trainer.prompts import PromptSet
@@ -71,9 +79,6 @@ Pair: TypeAlias = tuple[
 
 SPOILED = ("another document's reference", "their own words in another order", "their own first half")
 SHORTEST_REFERENCE = 6  # tokens; of fewer no half is left
-
-# Of |log pi_trainer - log pi_sampler|, as an update reports them: the largest and the mean.
-SAMPLER_ERRORS = ("sampler_logprob_max_error", "sampler_logprob_mean_error")
 
 # Errors of the trainer and the other services that say that something is no number.
 NOT_FINITE_REASONS = frozenset(
@@ -413,24 +418,17 @@ class PpoGuards:
         readings: list[SamplerReading] = []
         if batches:
             with as_published():
-                for responses in batches:
-                    chosen = Slice.of(responses.groups, responses=self._config.slice_responses)
-                    rows, reading = torch.tensor(chosen.rows), self._read(responses, chosen)
-                    readings.append(
-                        SamplerReading(
-                            behaviour_logprobs=responses.behaviour_logprobs[rows],
-                            logprobs=reading.logprobs,
-                            entropies=reading.entropies,
-                            mask=responses.mask[rows],
-                        )
+                readings += [
+                    read_sampler(
+                        self._policy,
+                        responses,
+                        size=self._config.slice_responses,
+                        temperature=self._temperature,
+                        token_budget=self._token_budget,
                     )
-        self._sampler_errors = {}
-        if readings:
-            worst, mean = (
-                max(float((r.behaviour_logprobs - r.logprobs).abs()[r.mask].max()) for r in readings),
-                max(map(mean_mismatch_nats, readings)),
-            )
-            self._sampler_errors = dict(zip(SAMPLER_ERRORS, (worst, mean), strict=True))
+                    for responses in batches
+                ]
+        self._sampler_errors = sampler_errors(readings)
         return tuple(readings)
 
     def _read(self, responses: Responses, chosen: Slice) -> PolicyReading:
