@@ -149,6 +149,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags.add_argument("--new", type=int, default=48)
     flags.add_argument("--token-budget", type=int, default=PpoConfig.model_fields["token_budget"].default)
     flags.add_argument("--memory", action="store_true", help="measure memory of one update instead of time")
+    flags.add_argument("--max-staleness", type=int, default=0, help="updates that are sampled ahead")
+    flags.add_argument("--sample-parts", type=int, default=1, help="parts that are judged as they come")
     flags.set_defaults(repetitions=1)
     arguments = flags.parse_args(argv)
     use_threads(arguments.threads)
@@ -182,14 +184,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             clients=clients,
             threads=arguments.threads,
             num_steps=0 if arguments.memory else arguments.repetitions,
-            clock=cpu_seconds,
+            clock=lambda: (time.perf_counter(), cpu_seconds()),
         )
         config = PpoConfig(
             prompts=str(prompts),
             policy="sft/1",
             reference="sft/1",
             reward_model="reward/1",
-            updates=1 + arguments.repetitions,
+            updates=1 + arguments.repetitions + arguments.max_staleness,  # also the last one timed samples
             batch_prompts=len(drawn),
             samples_per_prompt=arguments.samples,
             minibatches=arguments.minibatches,
@@ -200,6 +202,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             stop_rule=EosRuleConfig(missing_penalty=0.0),  # nothing ends with the token here
             max_grad_norm=None,  # the peer does not clip
             token_budget=arguments.token_budget,
+            max_staleness=arguments.max_staleness,
+            sample_parts=arguments.sample_parts,
         )
         holdings = Holdings(store, services)
         with suppress(RunStopped):
@@ -212,7 +216,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 over_weights_bytes_by_process=held,
             )
             return
-    used = [{part: end[part] - begin[part] for part in end} for begin, end in context.steps]
+    used = [{part: end[part] - begin[part] for part in end} for (_, begin), (_, end) in context.steps]
+    wall_s = [end_s - begin_s for (begin_s, _), (end_s, _) in context.steps]
     seconds = statistics.median(sum(parts.values()) for parts in used)
     trees = [TreeSizes(prompt=len(words), responses=[arguments.new] * arguments.samples) for words in drawn]
     emit_rate(
@@ -220,15 +225,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         count=len(drawn) * arguments.samples,
         cpu_s=seconds,
         needs=needs_of_update(shape, trees, epochs=arguments.epochs),
+        wall_s=round(statistics.median(wall_s), 3),
+        wall_s_of_each=[round(value, 3) for value in wall_s],
         cpu_s_by_process={
             part: round(statistics.median(parts[part] for parts in used), 3) for part in used[0]
         },
         wall_s_by_phase={
-            phase: round(value, 3)
-            for phase, value in context.metrics[-1].items()
+            phase: round(statistics.median(step[phase] for step in context.metrics), 3)
+            for phase in context.metrics[0]
             if phase.endswith("_seconds")
         },
-        sampler_logprob_max_error=context.metrics[-1]["sampler_logprob_max_error"],
+        sampler_logprob_max_error=context.metrics[0]["sampler_logprob_max_error"],
     )
 
 

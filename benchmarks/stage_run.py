@@ -73,6 +73,10 @@ class TimedRun(Generic[Reading]):
     def obey(self, state: Callable[[], StageState]) -> None:
         """Nobody asks for anything."""
 
+    def asked_to_halt(self) -> bool:
+        """Nobody asks for anything."""
+        return False
+
     def published(self, model: ModelVersion, *, stored: bool) -> None:
         """Nobody is told."""
 

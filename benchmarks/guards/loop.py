@@ -31,6 +31,7 @@ from benchmarks.guards.services import TOKEN, Services
 from benchmarks.guards.world import World, corpus_of
 from services.trainer.guards.guard import Finding
 from services.trainer.metrics import TrainerMetrics
+from services.trainer.rollouts_ahead import RolloutsAhead
 from services.trainer.stages.ppo import PpoStage
 
 JUDGED_DOCUMENTS = 120
@@ -99,18 +100,18 @@ def run_loop(world: World, folder: Path, *, config: Mapping[str, Any], fault: Fa
 
 
 def plant(fault: Fault, services: Services, planted: ExitStack) -> None:
-    """Plant it now, or right before the update after ``fault.after_update`` gathers its experience."""
+    """Plant it now, or right before the batch of the update after ``fault.after_update`` is sampled."""
     if fault.after_update == 0:
         planted.enter_context(fault.plant(services))
         return
-    gather = PpoStage._gather_experience
+    begin = RolloutsAhead.begin
 
-    def plant_and_gather(stage: PpoStage, update: int) -> Any:
+    def plant_and_begin(ahead: RolloutsAhead, update: int, **options: Any) -> None:
         if update == fault.after_update + 1:
             planted.enter_context(fault.plant(services))
-        return gather(stage, update)
+        begin(ahead, update, **options)
 
-    planted.enter_context(patch.object(PpoStage, "_gather_experience", plant_and_gather))
+    planted.enter_context(patch.object(RolloutsAhead, "begin", plant_and_begin))
 
 
 class _Watched:

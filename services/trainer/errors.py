@@ -25,7 +25,7 @@ AndonError
 │   ├── CheckpointsUnreadableError all checkpoints of a run are damaged
 │   └── RunRecordUnreadableError   a run's record on disk is damaged
 └── InternalError
-    ├── StaleSampleError           a sample was written by another version than asked for
+    ├── StaleSampleError           a sample was written by another version than asked for, or too old a one
     ├── WeightsNotAcknowledgedError  a replica answers with another version than it was given
     ├── MalformedAnswerError       a service's answer does not fit the question
     ├── RanksDisagreeError         the processes of this trainer hold different weights
@@ -198,11 +198,11 @@ class RunRecordUnreadableError(DataLossError):
 
 
 class StaleSampleError(InternalError):
-    """A sample was written by another version than the one asked for."""
+    """A sample was written by another version than the one asked for, or by one that is too old."""
 
     def __init__(self, *, peer: str, expected: object, actual: object) -> None:
         super().__init__(
-            f"{peer} answered with a sample of {actual} where {expected} was required",
+            f"{peer} gave a sample of {actual} where {expected} was required",
             reason="STALE_SAMPLE",
             peer=peer,
             expected=expected,

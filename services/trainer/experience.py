@@ -1,8 +1,11 @@
 """What one update learns from: a rollout with its per-token advantages and returns.
 
 Assembles the pure functions of ``services.trainer.ppo`` in the order of N+: stop rule's penalty, KL, composed
-reward, (whitened rewards), generalized advantages, whitened advantages. Called once per update by the PPO
-stage.
+reward, (whitened rewards), generalized advantages, whitened advantages; and for a rollout of an earlier
+version the weight of each token. Called once per update by the PPO stage.
+
+The KL of the penalty is that of the version that wrote the samples, also where it is not the newest: it is
+then the KL that is reported, and no less than 0 in expectation.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from services.trainer.ppo.advantages import generalized_advantages
 from services.trainer.ppo.kl import summarize_kl, token_kl
 from services.trainer.ppo.losses import explained_variance
 from services.trainer.ppo.masking import sequence_sums
+from services.trainer.ppo.off_policy import behaviour_weights
 from services.trainer.ppo.rewards import compose_rewards
 from services.trainer.ppo.stopping import replace_improper_scores
 from services.trainer.ppo.whitening import whiten
@@ -36,6 +40,15 @@ class RewardSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Proximal:
+    """What the weights that an update begins with say of responses that earlier ones wrote."""
+
+    logprobs: Tensor  # [R, L] float32, nats, at the sampling temperature; 0 behind the end
+    staleness: int  # updates between the two, at least 1
+    weight_limit: float  # of the importance weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Experience:
     """A rollout, ready to be learned from. All tensors [R, L] float32, 0 behind the end of a response."""
 
@@ -44,6 +57,10 @@ class Experience:
     rewards: Tensor  # composed, before any whitening
     advantages: Tensor
     returns: Tensor
+    proximal_logprobs: Tensor  # nats, of the weights that the update begins with; the sampler's if not stale
+    weights: Tensor  # of each token in the policy's loss; 1 if not stale
+    weight_limit: float  # no weight is larger
+    staleness: int  # updates between the weights that wrote the responses and those the update begins with
     metrics: Mapping[str, float]  # of the rollout, before the update
     beta: float  # of the KL penalty
     settings: RewardSettings
@@ -61,6 +78,10 @@ class Experience:
             "rewards": self.rewards,
             "advantages": self.advantages,
             "returns": self.returns,
+            "proximal_logprobs": self.proximal_logprobs,
+            "weights": self.weights,
+            "weight_limit": self.weight_limit,
+            "staleness": self.staleness,
             "metrics": dict(self.metrics),
             "beta": self.beta,
             "settings": asdict(self.settings),
@@ -75,6 +96,10 @@ class Experience:
             rewards=state["rewards"],
             advantages=state["advantages"],
             returns=state["returns"],
+            proximal_logprobs=state["proximal_logprobs"],
+            weights=state["weights"],
+            weight_limit=state["weight_limit"],
+            staleness=state["staleness"],
             metrics=state["metrics"],
             beta=state["beta"],
             settings=RewardSettings(**state["settings"]),
@@ -82,9 +107,17 @@ class Experience:
 
 
 def evaluate_rollout(
-    rollout: Rollout, values: Tensor, *, beta: float, settings: RewardSettings
+    rollout: Rollout,
+    values: Tensor,
+    *,
+    beta: float,
+    settings: RewardSettings,
+    proximal: Proximal | None = None,
 ) -> Experience:
-    """Advantages and returns of a rollout. values: [R, L] float32, the value before each token."""
+    """Advantages and returns of a rollout. values: [R, L] float32, the value before each token, now.
+
+    ``proximal`` is None where the weights that the update begins with wrote the responses.
+    """
     responses = rollout.responses
     mask = responses.mask
     scores = replace_improper_scores(rollout.scores, responses.ended_properly, penalty=settings.penalty)
@@ -98,6 +131,10 @@ def evaluate_rollout(
     advantages = estimate.advantages
     if settings.whiten_advantages:
         advantages = whiten(advantages, mask, subtract_mean=True)
+    proximal_logprobs = responses.behaviour_logprobs if proximal is None else proximal.logprobs
+    weight_limit = 1.0 if proximal is None else proximal.weight_limit
+    staleness = 0 if proximal is None else proximal.staleness
+    weighing = behaviour_weights(proximal_logprobs, responses.behaviour_logprobs, mask, limit=weight_limit)
     kl_summary = summarize_kl(kl, mask)
     lengths = responses.lengths.float()
     metrics = {
@@ -114,7 +151,15 @@ def evaluate_rollout(
         "value_mean": float(values[mask].mean()),
         "return_mean": float(estimate.returns[mask].mean()),
         "episodes": float(len(lengths)),
+        "staleness_updates": float(staleness),
     }
+    if proximal is not None:
+        metrics |= {
+            "behaviour_weight_mean": weighing.mean,
+            "behaviour_weight_max": weighing.largest,
+            "behaviour_weight_truncated_ratio": weighing.truncated_ratio,
+            "kl_behaviour_from_proximal_nats_per_token": weighing.kl_nats_per_token,
+        }
     variance_explained = explained_variance(values, estimate.returns, mask)
     if torch.isfinite(torch.tensor(variance_explained)):  # undefined where all returns are equal
         metrics["explained_variance"] = variance_explained
@@ -124,6 +169,10 @@ def evaluate_rollout(
         rewards=rewards,
         advantages=advantages,
         returns=estimate.returns,
+        proximal_logprobs=proximal_logprobs,
+        weights=weighing.weights,
+        weight_limit=weight_limit,
+        staleness=staleness,
         metrics=metrics,
         beta=beta,
         settings=settings,

@@ -2,7 +2,8 @@
 
 A service that restarts is waited for; one that came back without its model, or with another one, is given the
 right one first. Only then, or after the patience has run out, is a failure the run's. The stage's own thread
-waits here and goes on obeying the controls; the calls themselves run in threads that end with them.
+waits here and goes on obeying the controls; the calls themselves run in other threads, and none begins while
+the run is asked to halt.
 """
 
 from __future__ import annotations
@@ -50,22 +51,21 @@ class Peers:
         self._lock = threading.Lock()
         self._away: dict[str, str] = {}  # peer -> why it is being waited for
 
-    def together(
-        self,
-        calls: Sequence[Callable[[], T]],
-        *,
-        state: Callable[[], StageState],
-        meanwhile: Callable[[], None] | None = None,
-    ) -> list[T]:
+    def together(self, calls: Sequence[Callable[[], T]], *, state: Callable[[], StageState]) -> list[T]:
         """Make the calls at the same time and give their results in order; the first failure is raised.
 
-        ``meanwhile`` runs in the caller's thread. ``state`` must describe the moment before the calls.
+        ``state`` must describe the moment before the calls.
         """
         pool = ThreadPoolExecutor(max_workers=len(calls), thread_name_prefix="peer-call")
         try:
-            futures: list[Future[T]] = [pool.submit(call) for call in calls]
-            if meanwhile is not None:
-                meanwhile()
+            return self.wait_for([pool.submit(call) for call in calls], state=state)
+        finally:
+            # Never waited for here: a call that hangs ends when the run's connections are closed.
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def wait_for(self, futures: Sequence[Future[T]], *, state: Callable[[], StageState]) -> list[T]:
+        """Results, in order, of calls that other threads make; the first failure is raised."""
+        try:
             while True:
                 done, pending = wait(futures, timeout=LOOK_UP_EVERY_S, return_when=FIRST_EXCEPTION)
                 failed = next((future for future in futures if future in done and future.exception()), None)
@@ -76,11 +76,12 @@ class Peers:
                     return [future.result() for future in futures]
                 self._context.obey(state)
         except BaseException:
-            self._abandoned.set()
+            self.abandon()
             raise
-        finally:
-            # Never waited for here: a call that hangs ends when the run's connections are closed.
-            pool.shutdown(wait=False, cancel_futures=True)
+
+    def abandon(self) -> None:
+        """The run leaves: no call begins any more, and none is made again."""
+        self._abandoned.set()
 
     def patiently(self, peer: str, call: Callable[[], T], *, restore: Callable[[], None]) -> T:
         """Make one call until it succeeds, fails for good, or the peer has been away for the patience.
@@ -91,8 +92,7 @@ class Peers:
         pause_s = FIRST_PAUSE_S
         must_restore = False
         while True:
-            if self._abandoned.is_set():
-                raise AbandonedCallError
+            self._until_it_may_begin()
             try:
                 if must_restore:
                     restore()
@@ -118,6 +118,12 @@ class Peers:
                 return result
             self._abandoned.wait(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def _until_it_may_begin(self) -> None:
+        while self._context.asked_to_halt() and not self._abandoned.wait(LOOK_UP_EVERY_S):
+            pass
+        if self._abandoned.is_set():
+            raise AbandonedCallError
 
     def _tell_what_is_away(self) -> None:
         with self._lock:

@@ -59,9 +59,11 @@ class UpdateProgress:
     step_metrics: list[dict[str, float]] = field(default_factory=list)  # one per optimizer step
     entropy_nats_sum: float = 0.0  # over the tokens of the first epoch
     entropy_tokens: int = 0
-    sampler_logprob_max_error: float = 0.0  # |log pi_trainer - log pi_sampler| before the first step
+    # |log pi_trainer - log pi_sampler| before the first step. For stale samples, that the trainer's weights
+    # cannot agree with, of this pass against the one that gave the proximal log-probabilities.
+    sampler_logprob_max_error: float = 0.0
     sampler_logprob_mean_error: float = 0.0
-    ratio_min: float = 1.0  # of a token's probability now over the one it was sampled with, over all steps
+    ratio_min: float = 1.0  # of a token's probability now over the one before the update, over all steps
     ratio_max: float = 1.0
     gradient_noise_scale: float | None = None  # episodes, averaged over updates; None while it has no sense
 
@@ -202,7 +204,7 @@ class PolicyOptimizer:
                     part.batch, temperature=settings.temperature, entropy=in_first_epoch
                 )
                 if progress.steps_done == 0:
-                    tally.count_mismatch((statistics.logprobs.detach() - part.behaviour_logprobs).abs())
+                    tally.count_mismatch((statistics.logprobs.detach() - part.proximal_logprobs).abs())
                 if statistics.entropies is not None:
                     tally.add("entropy_nats", float(statistics.entropies.detach().sum()))
                     tally.add("entropy_tokens", len(statistics.entropies))
@@ -275,9 +277,10 @@ class PolicyOptimizer:
         ]  # a packed batch holds nothing that does not count
         policy = policy_loss(
             statistics.logprobs[None],
-            part.behaviour_logprobs[None],
+            part.proximal_logprobs[None],
             part.advantages[None],
             mask,
+            weights=part.weights[None],
             clip_ratio=settings.clip_ratio,
             num_tokens=num_tokens,
         )
@@ -372,7 +375,8 @@ class ExperienceSlice:
     """Some prompts' share of an experience, packed. T response tokens, in the batch's order."""
 
     batch: PackedBatch
-    behaviour_logprobs: Tensor  # [T] float32, like the others
+    proximal_logprobs: Tensor  # [T] float32, like the others
+    weights: Tensor
     old_values: Tensor
     advantages: Tensor
     returns: Tensor
@@ -406,7 +410,8 @@ class ExperienceSlices:
 
         return ExperienceSlice(
             batch=pack([responses.groups[prompt] for prompt in prompts], self._device),
-            behaviour_logprobs=flat(responses.behaviour_logprobs),
+            proximal_logprobs=flat(self._experience.proximal_logprobs),
+            weights=flat(self._experience.weights),
             old_values=flat(self._experience.values),
             advantages=flat(self._experience.advantages),
             returns=flat(self._experience.returns),

@@ -1,17 +1,20 @@
 """Which responses an update learns from: sampled by the policy service, judged by reference and reward
 services.
 
-The PPO stage calls ``RolloutCollector`` once per update. One Sample call goes to each policy replica, with a
-seed that depends on the run's seed, the update and the replica only, so that a resumed run draws the same
-responses. The sampler's log-probabilities are kept as they came; nothing is computed again. Advantages are
-made of this in ``services.trainer.experience``.
+``RolloutCollector`` is called once per update, by ``services.trainer.rollouts_ahead``. In as many parts as
+the configuration says, one Sample call goes to each policy replica, and what came back is judged while the
+next part is written. The seed of a call depends on the run's seed, the update, the replica and the part only,
+and every service is asked one thing after the other, so that a resumed run draws and judges the same
+responses with the same bits. The sampler's log-probabilities are kept as they came; nothing is computed
+again. Advantages are made of this in ``services.trainer.experience``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -49,6 +52,47 @@ class Responses:
         """[R, L] bool, True on response tokens."""
         return valid_mask(self.lengths)
 
+    def to_state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {
+            "prompts": [list(group.prompt) for group in self.groups],
+            "responses": [[list(response) for response in group.responses] for group in self.groups],
+            "lengths": self.lengths,
+            "behaviour_logprobs": self.behaviour_logprobs,
+            "ended_properly": self.ended_properly,
+            "model": [self.model.family, self.model.version, self.model.weights_sha256],
+            "settings_differences": list(self.settings_differences),
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Responses:
+        """The inverse of ``to_state``."""
+        return cls(
+            groups=tuple(
+                PromptGroup(prompt=prompt, responses=responses)
+                for prompt, responses in zip(state["prompts"], state["responses"], strict=True)
+            ),
+            lengths=state["lengths"],
+            behaviour_logprobs=state["behaviour_logprobs"],
+            ended_properly=state["ended_properly"],
+            model=ModelVersion(*state["model"]),
+            settings_differences=tuple(state["settings_differences"]),
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence[Responses]) -> Responses:
+        """The parts of one version behind each other; a single part is given back as it is."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(
+            groups=tuple(group for part in parts for group in part.groups),
+            lengths=torch.cat([part.lengths for part in parts]),
+            behaviour_logprobs=stack_rows([part.behaviour_logprobs for part in parts]),
+            ended_properly=torch.cat([part.ended_properly for part in parts]),
+            model=parts[0].model,
+            settings_differences=_without_repetition(part.settings_differences for part in parts),
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
@@ -60,15 +104,8 @@ class Rollout:
 
     def to_state(self) -> dict[str, Any]:
         """For a checkpoint."""
-        responses = self.responses
         return {
-            "prompts": [list(group.prompt) for group in responses.groups],
-            "responses": [[list(response) for response in group.responses] for group in responses.groups],
-            "lengths": responses.lengths,
-            "behaviour_logprobs": responses.behaviour_logprobs,
-            "ended_properly": responses.ended_properly,
-            "model": [responses.model.family, responses.model.version, responses.model.weights_sha256],
-            "settings_differences": list(responses.settings_differences),
+            "responses": self.responses.to_state(),
             "reference_logprobs": self.reference_logprobs,
             "scores": self.scores,
         }
@@ -77,26 +114,32 @@ class Rollout:
     def from_state(cls, state: Mapping[str, Any]) -> Rollout:
         """The inverse of ``to_state``."""
         return cls(
-            responses=Responses(
-                groups=tuple(
-                    PromptGroup(prompt=prompt, responses=responses)
-                    for prompt, responses in zip(state["prompts"], state["responses"], strict=True)
-                ),
-                lengths=state["lengths"],
-                behaviour_logprobs=state["behaviour_logprobs"],
-                ended_properly=state["ended_properly"],
-                model=ModelVersion(*state["model"]),
-                settings_differences=tuple(state["settings_differences"]),
-            ),
+            responses=Responses.from_state(state["responses"]),
             reference_logprobs=state["reference_logprobs"],
             scores=state["scores"],
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutPart:
+    """Some prompts of a rollout, in the hands of the services. R and L are those of its responses."""
+
+    responses: Future[Responses]
+    reference_logprobs: Future[Tensor]  # [R, L] float32
+    scores: Future[Tensor]  # [R] float32
+
+    @property
+    def is_written(self) -> bool:
+        """Whether all its responses are there."""
+        written = self.responses
+        return written.done() and not written.cancelled() and written.exception() is None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingSettings:
     """How responses are drawn."""
 
+    parts: int  # Sample calls of an update to each replica, one after the other
     samples_per_prompt: int
     temperature: float
     max_new_tokens: int
@@ -128,61 +171,98 @@ class RolloutCollector:
         self._peers = peers
         self._stop_rule = stop_rule
         self._settings = settings
+        # One thread for each service: it is asked one thing after the other, and answers the same each time.
+        self._at_replicas = [_thread(f"policy-{number}") for number in range(len(replicas))]
+        self._written = _thread("written")
+        self._at_reference = _thread("reference")
+        self._at_reward = _thread("reward")
 
-    def sample(
-        self, prompts: Sequence[Sequence[int]], *, update: int, state: Callable[[], StageState]
-    ) -> Responses:
-        """Responses of the current version to these prompts; StaleSampleError for any other version's."""
-        shares = split_evenly(prompts, len(self._replicas))
-        calls = [
-            partial(self._sample_share, replica, share, update, number)
-            for number, (replica, share) in enumerate(zip(self._replicas, shares, strict=True))
-            if share
-        ]
-        answers = self._peers.together(calls, state=state)
-        differences = {difference for answer in answers for difference in self._differences(answer)}
-        return self._cut(
-            [result for answer in answers for result in answer.results], tuple(sorted(differences))
-        )
+    def begin(self, prompts: Sequence[Sequence[int]], *, update: int) -> list[RolloutPart]:
+        """Have the current version write responses to these prompts, and have them judged. Does not wait.
 
-    def judge(
-        self,
-        responses: Responses,
-        *,
-        state: Callable[[], StageState],
-        meanwhile: Callable[[], None] | None = None,
-    ) -> Rollout:
-        """What reference and reward model say of the responses; both are asked at the same time."""
-        items = [(group.prompt, group.responses) for group in responses.groups]
-        judged = [(prompt, [self.as_judged(response) for response in row]) for prompt, row in items]
-        calls: list[Callable[[], list[list[float]]]] = [
-            partial(self._scorers.reference_logprobs, items, temperature=self._settings.temperature),
-            partial(self._scorers.scores, judged),
-        ]
-        logprob_rows, score_rows = self._peers.together(calls, state=state, meanwhile=meanwhile)
-        scores = torch.tensor([score for row in score_rows for score in row], dtype=torch.float32)
-        if [len(row) for row in score_rows] != [len(row) for _, row in judged]:
-            raise MalformedAnswerError(peer="reward", problem="the numbers of scores and of responses differ")
-        if not bool(scores.isfinite().all()):
-            raise NotFiniteError(quantity="a score of the reward model", step=responses.model.version)
+        The parts' futures raise StaleSampleError for samples of any other version.
+        """
+        required = self._publisher.current
+        shares = [share for share in split_evenly(prompts, self._settings.parts) if share]
+        return [self._begin_part(share, update, number, required) for number, share in enumerate(shares)]
+
+    def judge(self, parts: Sequence[Responses]) -> list[RolloutPart]:
+        """Have parts that were written before be judged. Does not wait."""
+        return [self._judged(_known(part)) for part in parts]
+
+    def collect(self, parts: Sequence[RolloutPart], *, state: Callable[[], StageState]) -> Rollout:
+        """Wait for what reference and reward model say of the parts."""
+        responses = Responses.join(self._peers.wait_for([part.responses for part in parts], state=state))
+        verdicts = [future for part in parts for future in (part.reference_logprobs, part.scores)]
+        answers = self._peers.wait_for(verdicts, state=state)
         return Rollout(
             responses=responses,
-            reference_logprobs=_padded(logprob_rows, responses.lengths, peer="reference"),
-            scores=scores,
+            reference_logprobs=stack_rows(answers[0::2]),
+            scores=torch.cat(answers[1::2]),
         )
 
+    def close(self) -> None:
+        """Begin nothing more. Calls in progress end when the run's connections are closed."""
+        for thread in (*self._at_replicas, self._written, self._at_reference, self._at_reward):
+            thread.shutdown(wait=False, cancel_futures=True)
+
+    def _begin_part(
+        self, prompts: Sequence[Sequence[int]], update: int, part: int, required: ModelVersion
+    ) -> RolloutPart:
+        shares = split_evenly(prompts, len(self._replicas))
+        answers = [
+            thread.submit(partial(self._sample_share, replica, share, update, number, part, required))
+            for number, (thread, replica, share) in enumerate(
+                zip(self._at_replicas, self._replicas, shares, strict=True)
+            )
+            if share
+        ]
+        return self._judged(self._written.submit(lambda: self._cut(_all_of(answers), required)))
+
+    def _judged(self, responses: Future[Responses]) -> RolloutPart:
+        return RolloutPart(
+            responses=responses,
+            reference_logprobs=self._at_reference.submit(
+                lambda: self._reference_logprobs(responses.result())
+            ),
+            scores=self._at_reward.submit(lambda: self._scores(responses.result())),
+        )
+
+    def _reference_logprobs(self, responses: Responses) -> Tensor:
+        items = [(group.prompt, group.responses) for group in responses.groups]
+        rows = self._scorers.reference_logprobs(items, temperature=self._settings.temperature)
+        return _padded(rows, responses.lengths, peer="reference")
+
+    def _scores(self, responses: Responses) -> Tensor:
+        judged = [
+            (group.prompt, [self.as_judged(response) for response in group.responses])
+            for group in responses.groups
+        ]
+        rows = self._scorers.scores(judged)
+        if [len(row) for row in rows] != [len(row) for _, row in judged]:
+            raise MalformedAnswerError(peer="reward", problem="the numbers of scores and of responses differ")
+        scores = torch.tensor([score for row in rows for score in row], dtype=torch.float32)
+        if not bool(scores.isfinite().all()):
+            raise NotFiniteError(quantity="a score of the reward model", step=responses.model.version)
+        return scores
+
     def _sample_share(
-        self, replica: PolicyClient, prompts: Sequence[Sequence[int]], update: int, number: int
+        self,
+        replica: PolicyClient,
+        prompts: Sequence[Sequence[int]],
+        update: int,
+        number: int,
+        part: int,
+        required: ModelVersion,
     ) -> SampleResult:
         settings = self._settings
         parameters = SamplingParameters(
             max_new_tokens=settings.max_new_tokens,
             samples_per_prompt=settings.samples_per_prompt,
             temperature=settings.temperature,
-            seed=call_seed(settings.seed, update=update, replica=number),
+            seed=call_seed(settings.seed, update=update, replica=number, part=part),
         )
         peer = f"policy at {replica.target}"
-        required = self._publisher.current
         result = self._peers.patiently(
             peer,
             lambda: replica.sample(
@@ -236,11 +316,11 @@ class RolloutCollector:
             differences.append("the sampler reads prompts with another tokenizer or prompt template")
         return differences
 
-    def _cut(self, results: Sequence[PromptSamples], differences: tuple[str, ...]) -> Responses:
+    def _cut(self, answers: Sequence[SampleResult], model: ModelVersion) -> Responses:
         groups: list[PromptGroup] = []
         logprob_rows: list[Sequence[float]] = []
         ended_properly: list[bool] = []
-        for result in results:
+        for result in (result for answer in answers for result in answer.results):
             kept: list[Sequence[int]] = []
             for sample in result.samples:
                 cut = self._stop_rule.cut(sample.token_ids)
@@ -254,8 +334,8 @@ class RolloutCollector:
             lengths=lengths,
             behaviour_logprobs=_padded(logprob_rows, lengths, peer="policy"),
             ended_properly=torch.tensor(ended_properly),
-            model=self._publisher.current,
-            settings_differences=differences,
+            model=model,
+            settings_differences=_without_repetition(map(self._differences, answers)),
         )
 
     @property
@@ -276,10 +356,40 @@ def split_evenly(prompts: Sequence[Sequence[int]], parts: int) -> list[Sequence[
     return [prompts[begin:end] for begin, end in pairwise(bounds)]
 
 
-def call_seed(seed: int, *, update: int, replica: int) -> int:
-    """A seed in 0..2**63-1 that no other update or replica of the run has."""
-    digest = hashlib.sha256(f"{seed}/{update}/{replica}".encode()).digest()
+def call_seed(seed: int, *, update: int, replica: int, part: int = 0) -> int:
+    """A seed in 0..2**63-1 that no other update, replica or part of the run has."""
+    name = f"{seed}/{update}/{replica}" + (f"/{part}" if part else "")
+    digest = hashlib.sha256(name.encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+def stack_rows(blocks: Sequence[Tensor]) -> Tensor:
+    """[R, L] of blocks [R_i, L_i], with 0 behind the shorter ones; a single block is given back as it is."""
+    if len(blocks) == 1:
+        return blocks[0]
+    width = max(block.shape[1] for block in blocks)
+    return torch.cat([torch.nn.functional.pad(block, (0, width - block.shape[1])) for block in blocks])
+
+
+def _thread(name: str) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+
+
+def _without_repetition(told: Iterable[Iterable[str]]) -> tuple[str, ...]:
+    return tuple(sorted({difference for differences in told for difference in differences}))
+
+
+def _known(responses: Responses) -> Future[Responses]:
+    future: Future[Responses] = Future()
+    future.set_result(responses)
+    return future
+
+
+def _all_of(answers: Sequence[Future[SampleResult]]) -> list[SampleResult]:
+    done, _ = wait(answers, return_when=FIRST_EXCEPTION)
+    for failed in (answer for answer in done if answer.exception() is not None):
+        failed.result()
+    return [answer.result() for answer in answers]
 
 
 def _padded(rows: Sequence[Sequence[float]], lengths: Tensor, *, peer: str) -> Tensor:

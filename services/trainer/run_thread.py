@@ -207,6 +207,10 @@ class RunThread:
         """Obey what is asked at this moment."""
         self._obey(state, saved=False)
 
+    def asked_to_halt(self) -> bool:
+        """Whether anything is asked at this moment."""
+        return self.controls.demand() is not None
+
     def published(self, model: ModelVersion, *, stored: bool) -> None:
         """Record a written version."""
         self._metrics.models_published.labels("store" if stored else "samplers").inc()

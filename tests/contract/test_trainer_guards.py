@@ -10,7 +10,7 @@ import torch
 from prometheus_client import CollectorRegistry
 
 import services.trainer.experience as experience_module
-import services.trainer.stages.ppo as ppo_module
+import services.trainer.stages.ppo_experience as ppo_experience_module
 from andon.client.cord import Cord, CordClient
 from andon.client.policy import PolicyClient
 from andon.client.trainer import GuardAction, GuardAlarm, Run, RunState, TrainerClient
@@ -198,14 +198,14 @@ def test_a_run_that_is_shut_down_while_a_guard_holds_it_is_held_again(
 def test_a_number_that_is_none_fails_the_run_and_pulls_the_cord(
     world: World, trainer: TrainerClient, cord: CordClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = ppo_module.evaluate_rollout
+    real = ppo_experience_module.evaluate_rollout
 
     def with_nan(*arguments: Any, **options: Any) -> Any:
         found = real(*arguments, **options)
         found.advantages[0, 0] = float("nan")
         return found
 
-    monkeypatch.setattr(ppo_module, "evaluate_rollout", with_nan)
+    monkeypatch.setattr(ppo_experience_module, "evaluate_rollout", with_nan)
     run = trainer.start_run("ppo", world.config(updates=1))
     events = list(trainer.watch_run(run.run_id, stream_timeout_s=TIMEOUT_S))
     ended = trainer.get(run.run_id)

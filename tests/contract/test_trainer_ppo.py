@@ -314,6 +314,9 @@ class LeavingContext:
         self.reports[step] = report
         self.obey(state)
 
+    def asked_to_halt(self) -> bool:
+        return False
+
     def obey(self, state: Callable[[], StageState]) -> None:
         here = state()
         under_way = here["in_progress"]

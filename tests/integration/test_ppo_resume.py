@@ -145,7 +145,7 @@ class World:
         )
         return process, self._stack.enter_context(TrainerClient(process.target))
 
-    def config(self) -> dict[str, Any]:
+    def config(self, **changes: Any) -> dict[str, Any]:
         return {
             "prompts": str(self.folder / "prompts.jsonl"),
             "policy": "sft/1",
@@ -162,6 +162,7 @@ class World:
             "checkpoint_interval": CHECKPOINT_INTERVAL,
             "store_interval": 5,
             "kl": {"kind": "adaptive", "beta": 0.1, "target": 0.5, "horizon": 200},
+            **changes,
         }
 
     def _make_models(self) -> None:
@@ -232,13 +233,18 @@ def stored(events: list[RunEvent]) -> list[str]:
     return list(dict.fromkeys(digests))
 
 
-def test_no_death_of_a_process_and_no_pull_of_the_cord_changes_a_number(world: World) -> None:
+@pytest.mark.parametrize(
+    "changes", [{}, {"max_staleness": 1, "sample_parts": 2}], ids=["in turn", "sampling ahead"]
+)
+def test_no_death_of_a_process_and_no_pull_of_the_cord_changes_a_number(
+    world: World, changes: dict[str, Any]
+) -> None:
     trainer, client = world.start_trainer("alone")
-    alone = follow(client, client.start_run("ppo", world.config()))
+    alone = follow(client, client.start_run("ppo", world.config(**changes)))
     assert trainer.terminate() == 0
 
     trainer, client = world.start_trainer("disturbed")
-    run = client.start_run("ppo", world.config())
+    run = client.start_run("ppo", world.config(**changes))
 
     def disturb(step: int) -> None:
         killed = {1: world.policy, 2: world.reward, 3: world.reference, 5: trainer, 7: world.labeling}

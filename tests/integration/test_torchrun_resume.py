@@ -65,7 +65,7 @@ class Line:
         trainer.start()
         return trainer
 
-    def config(self) -> dict[str, Any]:
+    def config(self, staleness: int = 0) -> dict[str, Any]:
         return {
             **self.world.config(),
             "updates": UPDATES,
@@ -73,6 +73,7 @@ class Line:
             "epochs": 3,
             "checkpoint_interval": 2,
             "store_interval": None,
+            "max_staleness": staleness,
         }
 
     def folder(self, runs: str, run: Run) -> Path:
@@ -86,13 +87,18 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Line]:
 
 
 @pytest.fixture(scope="module")
-def alone(line: Line) -> Undisturbed:
+def alone(line: Line) -> dict[int, Undisturbed]:
+    """By the staleness that is allowed."""
     trainer = line.start("alone")
+    found: dict[int, Undisturbed] = {}
     with TrainerClient(trainer.target) as client:
-        events = follow(client, client.start_run("ppo", line.config()))
+        for staleness in (0, 1):
+            events = follow(client, client.start_run("ppo", line.config(staleness)))
+            assert list(numbers(events)) == list(range(1, UPDATES + 1))
+            found[staleness] = Undisturbed(numbers=numbers(events), stored=stored(events))
     trainer.terminate()
-    assert list(numbers(events)) == list(range(1, UPDATES + 1))
-    return Undisturbed(numbers=numbers(events), stored=stored(events))
+    assert found[0].stored != found[1].stored
+    return found
 
 
 def assert_undisturbed(events: list[RunEvent], alone: Undisturbed) -> None:
@@ -105,12 +111,18 @@ def states(events: list[RunEvent]) -> list[RunState]:
     return [event.event.state for event in events if isinstance(event.event, StateChanged)]
 
 
-@pytest.mark.parametrize("ending", ["released", "terminated", "killed"])
-def test_a_held_run_goes_on_with_the_same_bits(line: Line, alone: Undisturbed, ending: str) -> None:
-    trainer = line.start(ending)
-    folder = line.world.folder / ending
+@pytest.mark.parametrize(
+    ("ending", "staleness"),
+    [("released", 0), ("terminated", 0), ("killed", 0), ("released", 1), ("killed", 1)],
+)
+def test_a_held_run_goes_on_with_the_same_bits(
+    line: Line, alone: dict[int, Undisturbed], ending: str, staleness: int
+) -> None:
+    runs = f"{ending}-{staleness}"
+    trainer = line.start(runs)
+    folder = line.world.folder / runs
     with TrainerClient(trainer.target) as client:
-        run = client.start_run("ppo", line.config())
+        run = client.start_run("ppo", line.config(staleness))
         wait_until(lambda: trainer.steps_begun(0) > 2 * STEPS_PER_UPDATE + 4, timeout_s=TIMEOUT_S)
         line.cord.pull(actor="", reason="to see whether it stops")
         wait_until(lambda: client.get(run.run_id).state is RunState.PAUSED)
@@ -132,7 +144,7 @@ def test_a_held_run_goes_on_with_the_same_bits(line: Line, alone: Undisturbed, e
         line.cord.release(actor="", reason="it did")
         events = follow(client, run)
 
-    assert_undisturbed(events, alone)
+    assert_undisturbed(events, alone[staleness])
     assert RunState.PAUSED in states(events)
     assert (RunState.INTERRUPTED in states(events)) is (ending != "released")
     # No step was taken twice: the checkpoint of the hold is the point from which it went on.
@@ -141,7 +153,7 @@ def test_a_held_run_goes_on_with_the_same_bits(line: Line, alone: Undisturbed, e
 
 
 def test_a_dead_rank_interrupts_the_run_and_torchrun_takes_it_up_again(
-    line: Line, alone: Undisturbed
+    line: Line, alone: dict[int, Undisturbed]
 ) -> None:
     # torchrun looks seldom here, so that rank 0 is the first to miss the other.
     trainer = line.start("bereaved", max_restarts=1, monitor_interval_s=10.0)
@@ -153,7 +165,7 @@ def test_a_dead_rank_interrupts_the_run_and_torchrun_takes_it_up_again(
     with TrainerClient(trainer.target) as client:
         events = follow(client, client.start_run("ppo", line.config()), kill_the_other)
 
-    assert_undisturbed(events, alone)
+    assert_undisturbed(events, alone[0])
     messages = [
         event.event.message
         for event in events

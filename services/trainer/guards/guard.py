@@ -119,6 +119,24 @@ class SliceReading:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SamplerReading:
+    """What the published weights say of some responses that they are said to have written.
+
+    S responses, L the length of the longest of their rollout. All tensors are on the CPU.
+    """
+
+    behaviour_logprobs: Tensor  # [S, L] float32, nats, from the sampler
+    logprobs: Tensor  # [S, L] float32, nats, from the trainer, at the sampling temperature
+    entropies: Tensor  # [S, L] float32, nats
+    mask: Tensor  # [S, L] bool, True on response tokens
+
+    @property
+    def errors_nats(self) -> Tensor:
+        """[T] float64: how far sampler and trainer are apart at each token."""
+        return (self.behaviour_logprobs - self.logprobs).abs()[self.mask].double()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeReading:
     """What the frozen models answered about the same few texts at the run's start and now."""
 
@@ -146,6 +164,7 @@ class UpdateFacts:
     weights_finite: bool  # whether every weight that is about to be published is a finite number
     settings_differences: tuple[str, ...]  # where a service worked otherwise than it was asked to
     witness: WitnessReading | None = None  # None without a witness, or where it is not its turn
+    ahead: tuple[SamplerReading, ...] = ()  # of batches for later updates, written since the last look
     people: tuple[bool, ...] | None = None  # whether labelers agreed, newly; None where none are asked
 
 

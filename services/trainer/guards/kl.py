@@ -12,6 +12,7 @@ from collections import deque
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from services.trainer.guards.guard import Finding, GuardName, Memoryless, UpdateFacts, find
@@ -109,14 +110,18 @@ class SamplerMismatchGuard:
         self._usual: deque[float] = deque(maxlen=window)
 
     def examine(self, facts: UpdateFacts) -> Finding:
-        """Compare on the slice, with the weights that wrote the samples."""
+        """Compare on the slice with the weights that wrote it, and on what was sampled ahead with those."""
         if facts.settings_differences:
             return find(self.name, math.inf, self._least, "; ".join(facts.settings_differences))
         reading = facts.reading
         responses = facts.experience.rollout.responses
-        behaviour = responses.behaviour_logprobs[reading.rows]
         mask = responses.mask[reading.rows]
-        mismatch = float((behaviour - reading.logprobs_before).abs()[mask].double().mean())
+        # Of a stale batch these are the trainer's own, from the passes that training makes: the sampler's
+        # were compared when the batch was written.
+        proximal = facts.experience.proximal_logprobs[reading.rows]
+        mismatch = float((proximal - reading.logprobs_before).abs()[mask].double().mean())
+        for written in facts.ahead:
+            mismatch = max(mismatch, float(written.errors_nats.mean()))
         # Also by the pass that gradients are taken from, which may err where the guards' own does not.
         mismatch = max(mismatch, facts.metrics.get("sampler_logprob_mean_error", 0.0))
         threshold = max(self._least, TIMES_THE_USUAL * float(np.median(self._usual)) if self._usual else 0.0)
@@ -158,10 +163,13 @@ class SamplerCalibrationGuard(Memoryless):
         self._threshold = threshold
 
     def examine(self, facts: UpdateFacts) -> Finding | None:
-        """Test the slice's tokens."""
+        """Test the tokens of the slice, unless it is stale, and of what was sampled ahead."""
         reading = facts.reading
-        mask = facts.experience.rollout.responses.mask[reading.rows]
-        surplus = (-reading.logprobs_before - reading.entropies_before)[mask].double().numpy()
+        pieces = [(-written.logprobs - written.entropies)[written.mask] for written in facts.ahead]
+        if facts.experience.staleness == 0:
+            mask = facts.experience.rollout.responses.mask[reading.rows]
+            pieces.append((-reading.logprobs_before - reading.entropies_before)[mask])
+        surplus = torch.cat([torch.empty(0), *pieces]).double().numpy()
         variation = float(np.square(surplus).sum())
         if len(surplus) < 100 or variation == 0:
             return None

@@ -40,7 +40,9 @@ class NumbersGuard:
         usual = float(np.median(self._gradient_norms)) if len(self._gradient_norms) >= 3 else math.inf
         sizes = {
             "the probability ratio": max(
-                metrics.get("ratio_max", 1.0), 1 / max(metrics.get("ratio_min", 1.0), 1e-12)
+                metrics.get("ratio_max", 1.0),
+                1 / max(metrics.get("ratio_min", 1.0), 1e-12),
+                metrics.get("behaviour_weight_max", 1.0),
             )
             / LARGEST_RATIO,
             "the policy's gradient norm": gradient / (GRADIENT_TIMES_THE_USUAL * usual) if usual > 0 else 0.0,

@@ -15,7 +15,11 @@ from transformers import PreTrainedModel
 
 from andon.modeling.forward import response_statistics
 from andon.modeling.sequences import PromptGroup, pack, plan_batches, unpack
-from services.trainer.guards.guard import ProbeReading
+from services.trainer.guards.guard import ProbeReading, SamplerReading
+from services.trainer.rollout import Responses
+
+# Of |log pi_trainer - log pi_sampler|, as an update reports them: the largest and the mean.
+SAMPLER_ERRORS = ("sampler_logprob_max_error", "sampler_logprob_mean_error")
 
 PROBE_PROMPTS = 4
 PROBE_TOKENS = 16  # of a prompt, read as if they were its summary: any text shows whether an answer changed
@@ -78,6 +82,36 @@ def read_policy(
         return torch.nn.functional.pad(narrow, (0, width - narrow.shape[1]))
 
     return PolicyReading(logprobs=padded(logprobs), entropies=padded(entropies))
+
+
+def read_sampler(
+    policy: PreTrainedModel, responses: Responses, *, size: int, temperature: float, token_budget: int
+) -> SamplerReading:
+    """Compare about ``size`` of the responses with what the policy, which must have written them, says."""
+    chosen = Slice.of(responses.groups, responses=size)
+    rows = torch.tensor(chosen.rows)
+    reading = read_policy(
+        policy,
+        [responses.groups[index] for index in chosen.groups],
+        width=responses.mask.shape[1],
+        temperature=temperature,
+        token_budget=token_budget,
+    )
+    return SamplerReading(
+        behaviour_logprobs=responses.behaviour_logprobs[rows],
+        logprobs=reading.logprobs,
+        entropies=reading.entropies,
+        mask=responses.mask[rows],
+    )
+
+
+def sampler_errors(readings: Sequence[SamplerReading]) -> dict[str, float]:
+    """What an update reports of them; nothing where there are none."""
+    if not readings:
+        return {}
+    largest = max(float(reading.errors_nats.max()) for reading in readings)
+    mean = max(float(reading.errors_nats.mean()) for reading in readings)
+    return dict(zip(SAMPLER_ERRORS, (largest, mean), strict=True))
 
 
 def all_finite(model: torch.nn.Module) -> bool:

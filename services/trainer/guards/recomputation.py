@@ -1,4 +1,4 @@
-"""Rewards, advantages and returns of a rollout, computed a second time and in another way.
+"""Rewards, advantages, returns and weights of a rollout, computed a second time and in another way.
 
 Written on purpose without a line of ``services.trainer.ppo``: response by response, in float64, from what the
 services answered. The composition guard compares the two, so that a change of one of them, such as a flipped
@@ -23,11 +23,13 @@ class RecomputedExperience:
     rewards: list[Row]
     advantages: list[Row]
     returns: list[Row]
+    weights: list[Row]
 
 
 def recompute(
     *,
     policy_logprobs: Sequence[Row],
+    proximal_logprobs: Sequence[Row],
     reference_logprobs: Sequence[Row],
     scores: Sequence[float],
     ended_properly: Sequence[bool],
@@ -38,8 +40,12 @@ def recompute(
     lam: float,
     whiten_rewards: bool,
     whiten_advantages: bool,
+    weight_limit: float,
 ) -> RecomputedExperience:
-    """S20 section 3.4 and Schulman et al. 2015 eq. 16, term by term; rows as in the rollout."""
+    """S20 section 3.4, Schulman et al. 2015 eq. 16 and Hilton et al. 2021 section 3, term by term.
+
+    Rows as in the rollout; ``policy_logprobs`` are those of the version that wrote it.
+    """
     rewards: list[Row] = []
     for policy, reference, score, proper in zip(
         policy_logprobs, reference_logprobs, scores, ended_properly, strict=True
@@ -54,7 +60,11 @@ def recompute(
     returns = [advantage + value for advantage, value in zip(advantages, values, strict=True)]
     if whiten_advantages:
         advantages = _centred(advantages)
-    return RecomputedExperience(rewards=rewards, advantages=advantages, returns=returns)
+    weights = [
+        np.exp(np.minimum(proximal - policy, np.log(weight_limit)))
+        for proximal, policy in zip(proximal_logprobs, policy_logprobs, strict=True)
+    ]
+    return RecomputedExperience(rewards=rewards, advantages=advantages, returns=returns, weights=weights)
 
 
 def _advantages(rewards: Row, values: Row, gamma: float, lam: float) -> Row:

@@ -24,7 +24,7 @@ from services.trainer.guards.statistics.hypothesis import decreasing_trend_p, ne
 
 
 def recompute_experience(experience: Experience) -> RecomputedExperience:
-    """The experience's rewards, advantages and returns by the second computation."""
+    """The experience's rewards, advantages, returns and weights by the second computation."""
     rollout, settings = experience.rollout, experience.settings
     lengths = rollout.responses.lengths.tolist()
 
@@ -33,6 +33,7 @@ def recompute_experience(experience: Experience) -> RecomputedExperience:
 
     return recompute(
         policy_logprobs=rows(rollout.responses.behaviour_logprobs),
+        proximal_logprobs=rows(experience.proximal_logprobs),
         reference_logprobs=rows(rollout.reference_logprobs),
         scores=rollout.scores.tolist(),
         ended_properly=rollout.responses.ended_properly.tolist(),
@@ -43,11 +44,13 @@ def recompute_experience(experience: Experience) -> RecomputedExperience:
         lam=settings.lam,
         whiten_rewards=settings.whiten_rewards,
         whiten_advantages=settings.whiten_advantages,
+        weight_limit=experience.weight_limit,
     )
 
 
 class CompositionGuard(Memoryless):
-    """Whether the rewards, advantages and returns that were learned from are those of the second computation.
+    """Whether what was learned from, rewards, advantages, returns and tokens' weights, is that of the second
+    computation.
 
     Statistic: the largest relative difference. Only rounding separates two right computations, so a false
     alarm takes an error of a hundredth where float32 errs by a millionth.
@@ -69,6 +72,7 @@ class CompositionGuard(Memoryless):
                 ("rewards", experience.rewards, second.rewards),
                 ("advantages", experience.advantages, second.advantages),
                 ("returns", experience.returns, second.returns),
+                ("weights", experience.weights, second.weights),
             )
         }
         worst = max(errors, key=lambda what: errors[what])

@@ -36,22 +36,30 @@ def policy_loss(
     advantages: Tensor,
     mask: Tensor,
     *,
+    weights: Tensor | None = None,
     clip_ratio: float = 0.2,
     num_tokens: int | None = None,
 ) -> PolicyLoss:
-    """mean(max(-A * ratio, -A * clip(ratio, 1 - c, 1 + c))), ratio = exp(new - old)  (Schulman et al. 2017,
-    eq. 7).
+    """mean(w * max(-A * ratio, -A * clip(ratio, 1 - c, 1 + c))), ratio = exp(new - old)  (Schulman et al.
+    2017, eq. 7; with weights Hilton et al. 2021, section 3).
 
     Sign: a loss, to be minimised; a positive advantage pushes the token's log-probability up.
     new_logprobs, old_logprobs, advantages: [batch, response], any float dtype; only ``new_logprobs`` is
-    differentiated. Advantages come in whitened or not, as the caller decided.
+    differentiated. Advantages come in whitened or not, as the caller decided. ``old_logprobs`` are those of
+    the weights that the update began with. weights: [batch, response], at least 0, as
+    ``off_policy.behaviour_weights`` gives them; None where these very weights wrote the tokens.
     """
     require_same_shape(mask, new_logprobs, old_logprobs, advantages)
+    if weights is not None:
+        require_same_shape(mask, weights)
     log_ratio = zero_outside(new_logprobs - old_logprobs.detach(), mask)
     ratio = log_ratio.exp()
     advantages = zero_outside(advantages.detach(), mask)
     unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - clip_ratio, 1 + clip_ratio)
+    larger = torch.maximum(unclipped, clipped)
+    if weights is not None:
+        larger = zero_outside(weights.detach(), mask) * larger
     with torch.no_grad():
         counting_ratio = ratio[mask]
         clip_fraction = masked_mean((clipped > unclipped).to(ratio.dtype), mask, num_tokens=num_tokens)
@@ -60,7 +68,7 @@ def policy_loss(
         approx_kl_k3 = masked_mean(torch.expm1(log_ratio) - log_ratio, mask, num_tokens=num_tokens)
         ratio_mean = masked_mean(ratio, mask, num_tokens=num_tokens)
     return PolicyLoss(
-        loss=masked_mean(torch.maximum(unclipped, clipped), mask, num_tokens=num_tokens),
+        loss=masked_mean(larger, mask, num_tokens=num_tokens),
         clip_fraction=clip_fraction,
         approx_kl=approx_kl,
         approx_kl_k1=approx_kl_k1,

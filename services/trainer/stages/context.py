@@ -111,6 +111,11 @@ class StageContext(Protocol):
         raises ``RunStopped``, the end of the process ``RunInterrupted``, both after saving a checkpoint.
         """
 
+    def asked_to_halt(self) -> bool:
+        """Whether ``obey`` would not return at once. From any thread: what works beside the run's own thread
+        begins nothing while this holds.
+        """
+
     def published(self, model: ModelVersion, *, stored: bool) -> None:
         """Record that a version was written: to the store (``stored``) or only to the samplers."""
 

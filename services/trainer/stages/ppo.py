@@ -2,14 +2,15 @@
 
 The run thread constructs ``PpoStage(config, context)`` and calls ``run``. Per update: sample with the current
 version, ask reference and reward model, compute advantages, optimise, ask the guards, publish the next
-version to every sampler, report. Formulas stand in ``services.trainer.ppo``, the services are asked in
-``rollout``, gradients are taken in ``policy_optimizer`` (on all ranks, see ``followers``; everything else
-happens on rank 0), guards are asked in ``ppo_guards``. Left out on purpose: mixing in pretraining gradients,
-averaging weights, off-policy corrections.
+version to every sampler, report. With ``max_staleness`` the batches of the next updates are sampled and
+judged meanwhile (``rollouts_ahead``). Formulas stand in ``services.trainer.ppo``, the services are asked in
+``rollout``, advantages come from ``ppo_experience``, gradients are taken in ``policy_optimizer`` (on all
+ranks, see ``followers``; everything else happens on rank 0), guards are asked in ``ppo_guards``, versions are
+named and stored in ``ppo_versions``. Left out on purpose: mixing in pretraining gradients, averaging weights.
 
-Everything that is drawn depends on (seed, update) alone, so a checkpoint after update n, or between two
-optimizer steps of update n + 1, is all that a resumed run needs to give the numbers of a run that was never
-cut off.
+Everything that is drawn depends on (seed, update) and the version that draws it alone, so a checkpoint after
+update n, or between two optimizer steps of update n + 1, is all that a resumed run needs to give the numbers
+of a run that was never cut off.
 """
 
 from __future__ import annotations
@@ -17,25 +18,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-
-import torch
+from functools import partial
 
 from andon.client.policy import PolicyClient
 from andon.client.reference import ReferenceClient
 from andon.client.reward import RewardClient
 from andon.client.values import ModelInfo
 from andon.errors import AndonError
-from andon.modeling.loading import save_model
-from andon.modeling.manifest import Lineage, ManifestDraft, Parent
-from andon.modeling.sequences import pack, plan_batches, unpack
+from andon.modeling.manifest import Lineage, Parent
 from andon.modeling.store import LocatedModel
 from andon.modeling.text import TextCodec
 from andon.modeling.versions import ModelVersion
-from andon.modeling.weight_codec import load_weights, model_weights
+from andon.modeling.weight_codec import model_weights
 from services.trainer.actor_critic import ActorCriticSource, load_actor_critic
 from services.trainer.errors import InvalidConfigError, TokenizerMismatchError
-from services.trainer.experience import Experience, RewardSettings, evaluate_rollout
+from services.trainer.experience import Experience, RewardSettings
 from services.trainer.followers import dismiss, enlist
 from services.trainer.guards.witness_model import Witness
 from services.trainer.peers import Peers
@@ -44,15 +41,16 @@ from services.trainer.ppo.kl import KlController
 from services.trainer.ppo.schedules import learning_rate_factor
 from services.trainer.ppo.stopping import PeriodRule
 from services.trainer.prompts import load_prompts
-from services.trainer.rollout import Responses, RolloutCollector, SamplingSettings
+from services.trainer.rollout import RolloutCollector, SamplingSettings
+from services.trainer.rollouts_ahead import RolloutsAhead
 from services.trainer.scorers import Scorers
 from services.trainer.stages.context import StageContext, StageState
 from services.trainer.stages.ppo_config import AdaptiveKlConfig, PpoConfig, make_controller, make_stop_rule
+from services.trainer.stages.ppo_experience import ExperienceMaker
 from services.trainer.stages.ppo_guards import PpoGuards
 from services.trainer.stages.ppo_opinions import SecondOpinions, load_witness
+from services.trainer.stages.ppo_versions import PolicyVersions
 from services.trainer.weight_publisher import WeightPublisher
-
-POLICY_FAMILY = "policy"
 
 
 class PpoStage:
@@ -69,6 +67,7 @@ class PpoStage:
         self._experience: Experience | None = None  # of an update in progress
         self._progress = UpdateProgress()
         self._seconds: dict[str, float] = {}  # by phase of the update in progress
+        self._collector: RolloutCollector | None = None
 
     def run(self) -> ModelVersion:
         """Train to the end and return the stored policy."""
@@ -76,14 +75,18 @@ class PpoStage:
         try:
             return self._run(context.restored_state())
         finally:
+            self._peers.abandon()
+            if self._collector is not None:
+                self._collector.close()
             dismiss(context.ranks)
 
     def _run(self, restored: StageState | None) -> ModelVersion:
-        config, context = self._config, self._context
+        config = self._config
         self._locate_models(restored)
         self._build(restored)
-        if restored is not None and self._experience is None and self._is_stored_after(self._update):
-            self._store_policy()  # the process may have ended between the checkpoint and the store
+        if restored is not None and self._experience is None and self._versions.is_stored_after(self._update):
+            # The process may have ended between the checkpoint and the store.
+            self._versions.store(self._update, self._metrics)
         try:
             if self._update < config.num_updates:
                 self._prepare_services()
@@ -92,7 +95,7 @@ class PpoStage:
         except AndonError as error:
             self._guards.not_finite(error, done=self._update)
             raise
-        return context.store.resolve(ModelVersion(POLICY_FAMILY, self._versions[-1])).version
+        return self._versions.last
 
     # --- getting ready -------------------------------------------------------------------------------------
 
@@ -139,16 +142,13 @@ class PpoStage:
         )
         self._optimizer = PolicyOptimizer(self._actor_critic, settings, context.ranks)
         self._controller: KlController = make_controller(config.kl, beta=config.kl.beta)
-        self._lineage = Lineage(
+        lineage = Lineage(
             parents=(
                 Parent(role="base", model=self._policy_model.version),
                 Parent(role="reference", model=self._reference_model.version),
                 Parent(role="reward", model=self._reward_model.version),
             ),
             data=(self._prompts.use,),
-        )
-        self._versions = context.store.reserve_versions(
-            POLICY_FAMILY, config.num_updates, run_id=context.run_id, lineage=self._lineage
         )
         self._reward_settings = RewardSettings(
             penalty=self._stop_rule.penalty,
@@ -165,6 +165,15 @@ class PpoStage:
             threads=context.threads,
             on_sent=context.weights_sent,
         )
+        self._versions = PolicyVersions(
+            config,
+            context,
+            policy=self._actor_critic.policy,
+            initial=self._policy_model,
+            codec=self._codec,
+            lineage=lineage,
+            publisher=self._publisher,
+        )
         self._scorers = Scorers(
             reference=self._reference_client,
             reference_model=self._reference_model.version,
@@ -174,13 +183,14 @@ class PpoStage:
             peers=self._peers,
             timeout_s=self._timeout_s,
         )
-        self._collector = RolloutCollector(
+        collector = self._collector = RolloutCollector(
             self._policy_clients,
             scorers=self._scorers,
             publisher=self._publisher,
             peers=self._peers,
             stop_rule=self._stop_rule,
             settings=SamplingSettings(
+                parts=config.sample_parts,
                 samples_per_prompt=config.samples_per_prompt,
                 temperature=config.temperature,
                 max_new_tokens=config.max_new_tokens,
@@ -191,12 +201,30 @@ class PpoStage:
                 timeout_s=self._timeout_s,
             ),
         )
+        self._ahead = RolloutsAhead(
+            collector,
+            prompts_of=partial(self._prompts.of_update, batch=config.batch_prompts, seed=config.seed),
+            updates_before=self._versions.updates_before,
+            max_staleness=config.max_staleness,
+            num_updates=config.num_updates,
+            peers=self._peers,
+        )
+        self._maker = ExperienceMaker(
+            self._actor_critic,
+            ahead=self._ahead,
+            collector=collector,
+            peers=self._peers,
+            settings=self._reward_settings,
+            weight_limit=config.behaviour_weight_limit,
+            temperature=config.temperature,
+            token_budget=config.token_budget,
+        )
         self._opinions = SecondOpinions(
             config.guards,
             context,
             codec=self._codec,
             prompts=self._prompts,
-            collector=self._collector,
+            collector=collector,
             witness=self._load_witness(),
             seed=config.seed,
         )
@@ -206,7 +234,7 @@ class PpoStage:
             codec=self._codec,
             prompts=self._prompts,
             policy=self._actor_critic.policy,
-            collector=self._collector,
+            collector=collector,
             scorers=self._scorers,
             peers=self._peers,
             reward_settings=self._reward_settings,
@@ -280,9 +308,14 @@ class PpoStage:
         config, context = self._config, self._context
         if self._experience is None:
             context.obey(self._state)
+        self._ahead.begin(update, has_experience=self._experience is not None)
+        if self._experience is None:
             self._seconds = {}
             self._progress = UpdateProgress()
-            self._experience = self._gather_experience(update)
+            self._experience = self._maker.make(
+                update, beta=self._controller.beta, timed=self._timed, state=self._state
+            )
+            self._ahead.learned(update)
             with self._timed("guard_seconds"):
                 self._guards.before_update(self._experience)
         context.obey(self._state)  # also before the first step of an update that is taken up in its middle
@@ -296,6 +329,8 @@ class PpoStage:
                 progress=self._progress,
                 between_steps=lambda: context.obey(self._state),
             )
+        with self._timed("sample_seconds"):
+            self._ahead.wait_until_written(state=self._state)
         reported = {**experience.metrics, **self._progress.metrics()}
         with self._timed("publish_seconds"):
             prepared = self._publisher.prepare(model_weights(self._actor_critic.policy))
@@ -304,11 +339,13 @@ class PpoStage:
                 experience,
                 update=update,
                 metrics=reported,
+                written_ahead=self._ahead.written_by(self._publisher.current),
+                as_published=self._versions.as_published,
                 state=self._state,
-                keep_last_good=self._store_last_good,
+                keep_last_good=lambda: self._versions.store_last_good(self._update, self._metrics),
             )
         with self._timed("publish_seconds"):
-            version = self._publisher.set_current(POLICY_FAMILY, self._versions[update - 1], prepared)
+            version = self._versions.name(update, prepared)
             self._publisher.publish(state=self._state)
         context.published(version, stored=False)
 
@@ -316,7 +353,7 @@ class PpoStage:
             kl_nats=experience.kl_nats, num_episodes=len(experience.rollout.scores)
         )
         self._metrics = {
-            **reported,
+            **self._guards.with_sampler_errors(reported, staleness=experience.staleness),
             **self._opinions.metrics,
             "learning_rate": config.learning_rate * rate_factor,
             "policy_version": float(version.version),
@@ -324,7 +361,7 @@ class PpoStage:
             "update_seconds": sum(self._seconds.values()),
         }
         self._update, self._experience = update, None
-        stores_now = self._is_stored_after(update)
+        stores_now = self._versions.is_stored_after(update)
         # Saved before it is stored: a run that is cut off in between stores the same weights, not new ones.
         context.step_done(
             step=update,
@@ -335,36 +372,7 @@ class PpoStage:
             checkpoint=stores_now,
         )
         if stores_now:
-            self._store_policy()
-
-    def _gather_experience(self, update: int) -> Experience:
-        config = self._config
-        prompts = self._prompts.of_update(update, batch=config.batch_prompts, seed=config.seed)
-        with self._timed("sample_seconds"):
-            responses = self._collector.sample(prompts, update=update, state=self._state)
-        values: list[torch.Tensor] = []
-        with self._timed("score_seconds"):
-            rollout = self._collector.judge(
-                responses, state=self._state, meanwhile=lambda: values.append(self._values_of(responses))
-            )
-        return evaluate_rollout(
-            rollout,
-            values[0],
-            beta=self._controller.beta,
-            settings=self._reward_settings,
-        )
-
-    def _values_of(self, responses: Responses) -> torch.Tensor:
-        """[R, L] float32 on the CPU: the value before each token. Runs while the services are asked."""
-        rows: list[torch.Tensor] = [torch.empty(0)] * len(responses.groups)
-        with torch.no_grad():
-            for piece in plan_batches(responses.groups, self._config.token_budget):
-                batch = pack([responses.groups[index] for index in piece], self._context.device)
-                values = self._actor_critic.values(batch).cpu()
-                sizes = [sum(map(len, responses.groups[index].responses)) for index in piece]
-                for index, row in zip(piece, torch.split(values, sizes), strict=True):
-                    rows[index] = row
-        return unpack(torch.cat(rows), responses.lengths, 0.0)
+            self._versions.store(update, self._metrics)
 
     # --- checkpoints and versions --------------------------------------------------------------------------
 
@@ -391,6 +399,7 @@ class PpoStage:
             "beta": self._controller.beta,
             "guards": self._guards.state(),
             "metrics": dict(self._metrics),
+            "ahead": self._ahead.state(),
             "in_progress": progress,
         }
 
@@ -401,6 +410,7 @@ class PpoStage:
         self._optimizer.restore(restored["optimizer"])
         self._controller = make_controller(self._config.kl, beta=restored["beta"])
         self._guards.restore(restored["guards"])
+        self._ahead.restore(restored["ahead"])
         in_progress = restored["in_progress"]
         if in_progress is not None:
             self._experience = Experience.from_state(in_progress["experience"])
@@ -409,48 +419,7 @@ class PpoStage:
         if self._update > 0:
             published = None if in_progress is None else in_progress["published"]
             weights = self._publisher.prepare(published or model_weights(self._actor_critic.policy))
-            self._publisher.set_current(POLICY_FAMILY, self._versions[self._update - 1], weights)
-
-    def _is_stored_after(self, update: int) -> bool:
-        interval = self._config.store_interval
-        is_due = interval is not None and update > 0 and update % interval == 0
-        return is_due or update == self._config.num_updates
-
-    def _store_last_good(self) -> None:
-        """Store what the samplers serve, beside weights in training that a guard does not trust."""
-        published = self._publisher.published_weights
-        if published is None or self._update == 0 or self._is_stored_after(self._update):
-            return
-        policy = self._actor_critic.policy
-        in_training = {name: tensor.to("cpu", copy=True) for name, tensor in model_weights(policy).items()}
-        load_weights(policy, published)
-        try:
-            self._store_policy()
-        finally:
-            load_weights(policy, in_training)
-
-    def _store_policy(self) -> None:
-        """Store the weights of the last finished update; the same weights a second time change nothing."""
-        config, context = self._config, self._context
-
-        def write(folder: Path) -> None:
-            save_model(self._actor_critic.policy, self._codec, folder)
-
-        stored = context.store.publish(
-            POLICY_FAMILY,
-            write,
-            manifest=ManifestDraft(
-                kind="causal_lm",
-                parents=self._lineage.parents,
-                data=self._lineage.data,
-                run_id=context.run_id,
-                step=self._update,
-                metrics=self._metrics,
-                config=config.model_dump(mode="json"),
-            ),
-            version=self._versions[self._update - 1],
-        )
-        context.published(stored.version, stored=True)
+            self._versions.name(self._update, weights)
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

@@ -87,6 +87,9 @@ class PpoConfig(BaseModel):
     whiten_rewards: bool = False  # True only in tasks of Z19's kind
     adam_eps: float = Field(default=1e-5, gt=0)  # N+
     max_grad_norm: float | None = Field(default=1.0, gt=0)  # of each network; None does not clip
+    sample_parts: int = Field(default=1, ge=1)  # of an update; one is judged while the next is sampled
+    max_staleness: int = Field(default=0, ge=0)  # updates; above 0 the next batches are sampled meanwhile
+    behaviour_weight_limit: float = Field(default=2.0, ge=1)  # of a token that older weights wrote
     token_budget: int = Field(default=16384, ge=1)  # tokens per forward pass
     checkpoint_interval: int = Field(default=10, ge=1)  # updates
     guards: GuardsConfig = GuardsConfig()
@@ -99,6 +102,11 @@ class PpoConfig(BaseModel):
             raise ValueError("give either updates or episodes")
         if isinstance(self.stop_rule, PeriodRuleConfig) and self.stop_rule.after >= self.max_new_tokens:
             raise ValueError("stop_rule.after must be below max_new_tokens: no response could end properly")
+        if self.sample_parts > self.batch_prompts:
+            raise ValueError("sample_parts must be at most batch_prompts: a part holds a prompt or more")
+        unused_limit = type(self).model_fields["behaviour_weight_limit"].default
+        if self.max_staleness == 0 and self.behaviour_weight_limit != unused_limit:
+            raise ValueError("behaviour_weight_limit has no effect while max_staleness is 0")
         return self
 
     @property

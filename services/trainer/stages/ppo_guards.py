@@ -12,6 +12,7 @@ import hashlib
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -34,7 +35,15 @@ from services.trainer.errors import InvalidConfigError
 from services.trainer.experience import Experience, RewardSettings, evaluate_rollout
 from services.trainer.guards.board import GuardBoard
 from services.trainer.guards.config import GuardsConfig
-from services.trainer.guards.guard import Alarm, Finding, GuardName, SliceReading, UpdateFacts, find
+from services.trainer.guards.guard import (
+    Alarm,
+    Finding,
+    GuardName,
+    SamplerReading,
+    SliceReading,
+    UpdateFacts,
+    find,
+)
 from services.trainer.guards.preflight import (
     Ranking,
     check_composition,
@@ -43,7 +52,16 @@ from services.trainer.guards.preflight import (
     check_references,
     check_settings,
 )
-from services.trainer.guards.readings import FrozenProbe, Slice, all_finite, read_policy
+from services.trainer.guards.readings import (
+    SAMPLER_ERRORS,
+    FrozenProbe,
+    PolicyReading,
+    Slice,
+    all_finite,
+    read_policy,
+    read_sampler,
+    sampler_errors,
+)
 from services.trainer.peers import Peers
 from services.trainer.precision import precision_now
 from services.trainer.prompts import PromptSet
@@ -106,6 +124,7 @@ class PpoGuards:
         )
         self._slice: Slice | None = None
         self._before: tuple[Tensor, Tensor] | None = None  # the slice's log-probabilities and entropies
+        self._sampler_errors: dict[str, float] = {}  # of what was sampled ahead during the last update
         self._memory_before: dict[str, Any] | None = None  # while an update is looked at, and held
 
     # --- before the first update ---------------------------------------------------------------------------
@@ -128,13 +147,13 @@ class PpoGuards:
         if not self._config.enabled or not config.enabled:
             return
         started_s = time.perf_counter()
-        responses = self._collector.sample(self._prompts.prompts[: config.samples], update=0, state=state)
-        rollout = self._collector.judge(responses, state=state)
+        parts = self._collector.begin(self._prompts.prompts[: config.samples], update=0)
+        rollout = self._collector.collect(parts, state=state)
         findings: list[Finding | None] = [
             check_settings(
                 [
                     *self._differences(infos),
-                    *responses.settings_differences,
+                    *rollout.responses.settings_differences,
                     *self._scorers.settings_differences,
                 ],
                 threshold=self._threshold(GuardName.PREFLIGHT_SETTINGS),
@@ -308,7 +327,7 @@ class PpoGuards:
             return
         groups = experience.rollout.responses.groups
         self._slice = Slice.of(groups, responses=self._config.slice_responses)
-        reading = self._read(experience, self._slice)
+        reading = self._read(experience.rollout.responses, self._slice)
         self._before = (reading.logprobs, reading.entropies)
 
     def after_update(
@@ -317,6 +336,8 @@ class PpoGuards:
         *,
         update: int,
         metrics: Mapping[str, float],
+        written_ahead: Sequence[Responses],
+        as_published: Callable[[], AbstractContextManager[None]],
         state: Callable[[], StageState],
         keep_last_good: Callable[[], None],
     ) -> None:
@@ -324,6 +345,7 @@ class PpoGuards:
 
         Returns when they may be: nothing holds, the cord neither, or a person overruled what does. Raises as
         ``obey`` does.
+        ``written_ahead`` are batches for later updates, by the weights that the policy has ``as_published``.
         ``keep_last_good`` is called when an alarm holds, before the run stands still.
         """
         if not self._config.enabled or self._slice is None or self._before is None:
@@ -341,13 +363,15 @@ class PpoGuards:
                 rows=torch.tensor(self._slice.rows),
                 logprobs_before=self._before[0],
                 entropies_before=self._before[1],
-                logprobs_after=self._read(experience, self._slice).logprobs,
+                logprobs_after=self._read(experience.rollout.responses, self._slice).logprobs,
             ),
             probe=probe,
             metrics=metrics,
             weights_finite=all_finite(self._policy),
+            ahead=self._read_ahead(written_ahead, as_published),
             settings_differences=(
                 *experience.rollout.responses.settings_differences,
+                *(told for responses in written_ahead for told in responses.settings_differences),
                 *self._scorers.settings_differences,
             ),
             witness=self._opinions.look(experience, update=update, state=state),
@@ -359,6 +383,17 @@ class PpoGuards:
         self._opinions.ask(experience, update=update)
         self._memory_before = None
         self._slice = self._before = None
+
+    def with_sampler_errors(self, metrics: Mapping[str, float], *, staleness: int) -> dict[str, float]:
+        """The update's metrics, where it was stale with the errors of what was sampled during it.
+
+        An update that nothing was sampled during, as the last one, has none.
+        """
+        if staleness == 0:
+            return dict(metrics)
+        return {name: value for name, value in metrics.items() if name not in SAMPLER_ERRORS} | (
+            self._sampler_errors
+        )
 
     def not_finite(self, error: AndonError, *, done: int) -> None:
         """The run ends because something is no number: tell it as the guard ``numbers`` would.
@@ -376,8 +411,27 @@ class PpoGuards:
         self._context.guards_checked([finding], seconds=0.0)
         self._context.alarm(self._board.alarms([finding], step=done + 1))
 
-    def _read(self, experience: Experience, chosen: Slice) -> Any:
-        responses = experience.rollout.responses
+    def _read_ahead(
+        self, batches: Sequence[Responses], as_published: Callable[[], AbstractContextManager[None]]
+    ) -> tuple[SamplerReading, ...]:
+        """What the weights that wrote them say of a slice of each batch."""
+        readings: list[SamplerReading] = []
+        if batches:
+            with as_published():
+                readings += [
+                    read_sampler(
+                        self._policy,
+                        responses,
+                        size=self._config.slice_responses,
+                        temperature=self._temperature,
+                        token_budget=self._token_budget,
+                    )
+                    for responses in batches
+                ]
+        self._sampler_errors = sampler_errors(readings)
+        return tuple(readings)
+
+    def _read(self, responses: Responses, chosen: Slice) -> PolicyReading:
         return read_policy(
             self._policy,
             [responses.groups[index] for index in chosen.groups],
@@ -426,6 +480,7 @@ class PpoGuards:
         return {
             **(self._memory() if self._memory_before is None else self._memory_before),
             "probe": self._probe.state(),
+            "sampler_errors": dict(self._sampler_errors),
             "reading": reading,
         }
 
@@ -437,6 +492,7 @@ class PpoGuards:
         self._board.restore(state["board"])
         self._opinions.restore(state["opinions"])
         self._probe.restore(state["probe"])
+        self._sampler_errors = dict(state["sampler_errors"])
         reading = state["reading"]
         if reading is not None:
             self._slice = Slice(groups=tuple(reading["groups"]), rows=tuple(reading["rows"]))

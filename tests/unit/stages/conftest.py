@@ -64,6 +64,9 @@ class FakeContext:
             self.checkpoint = content.getvalue()
             raise RunInterrupted
 
+    def asked_to_halt(self) -> bool:
+        return False
+
     def obey(self, state: Callable[[], StageState]) -> None:
         """Nobody asks for anything."""
 

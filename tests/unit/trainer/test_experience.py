@@ -9,7 +9,7 @@ import torch
 
 from andon.modeling.sequences import PromptGroup
 from andon.modeling.versions import ModelVersion
-from services.trainer.experience import Experience, RewardSettings, evaluate_rollout
+from services.trainer.experience import Experience, Proximal, RewardSettings, evaluate_rollout
 from services.trainer.rollout import Responses, Rollout
 
 Z19_STYLE = RewardSettings(penalty=-1.0, gamma=1.0, lam=0.95, whiten_rewards=True, whiten_advantages=True)
@@ -107,3 +107,32 @@ def test_experience_survives_a_checkpoint() -> None:
     assert again.metrics == experience.metrics
     assert again.rollout.responses.model == ModelVersion("policy", 1)
     assert [list(group.responses[0]) for group in again.rollout.responses.groups] == [[5, 5], [5]]
+
+
+def test_a_stale_rollout_keeps_its_rewards_and_is_weighted() -> None:
+    rollout = rollout_of(
+        scores=[2.0, 5.0],
+        logprobs=[[-1.0, -2.0], [-0.5, 0.0]],
+        reference=[[-1.5, -2.25], [-0.25, 0.0]],
+        lengths=[2, 1],
+        ended=[True, False],
+    )
+    proximal = Proximal(logprobs=torch.tensor([[-1.5, -1.0], [-0.5, 9.0]]), staleness=2, weight_limit=2.5)
+    fresh = evaluate_rollout(rollout, torch.ones(2, 2), beta=0.1, settings=PLAIN)
+    stale = evaluate_rollout(rollout, torch.ones(2, 2), beta=0.1, settings=PLAIN, proximal=proximal)
+
+    # The KL is the writing version's; only how much a token counts depends on the proximal policy.
+    assert torch.equal(stale.rewards, fresh.rewards)
+    assert torch.equal(stale.advantages, fresh.advantages)
+    assert stale.metrics["kl_nats"] == pytest.approx(0.25)
+    assert stale.weights.tolist() == [[pytest.approx(0.60653, abs=1e-5), 2.5], [1.0, 0.0]]
+    assert stale.metrics["behaviour_weight_max"] == pytest.approx(2.71828, abs=1e-5)
+    assert stale.metrics["behaviour_weight_truncated_ratio"] == pytest.approx(1 / 3)
+    assert (stale.staleness, stale.metrics["staleness_updates"]) == (2, 2.0)
+    assert (fresh.staleness, fresh.metrics["staleness_updates"]) == (0, 0.0)
+    assert fresh.weights.tolist() == [[1.0, 1.0], [1.0, 0.0]]
+    assert "behaviour_weight_mean" not in fresh.metrics
+    again = Experience.from_state(stale.to_state())
+    assert torch.equal(again.weights, stale.weights)
+    assert torch.equal(again.proximal_logprobs, proximal.logprobs)
+    assert (again.staleness, again.weight_limit) == (2, 2.5)

@@ -30,9 +30,13 @@ class Context:
     def __init__(self) -> None:
         self.messages: list[str] = []
         self.halt: Callable[[], None] = lambda: None
+        self.asked = threading.Event()
 
     def waiting(self, message: str) -> None:
         self.messages.append(message)
+
+    def asked_to_halt(self) -> bool:
+        return self.asked.is_set()
 
     def obey(self, state: Callable[[], dict[str, Any]]) -> None:
         self.halt()
@@ -155,13 +159,6 @@ def test_results_come_in_the_order_of_the_calls() -> None:
     assert calls.together([first, second], state=dict) == ["first", "second"]
 
 
-def test_meanwhile_runs_in_the_callers_thread() -> None:
-    threads: list[threading.Thread] = []
-    calls = Peers(Context())  # type: ignore[arg-type]
-    calls.together([lambda: "a"], state=dict, meanwhile=lambda: threads.append(threading.current_thread()))
-    assert threads == [threading.current_thread()]
-
-
 def test_the_first_failure_is_raised_and_the_others_are_abandoned() -> None:
     calls = Peers(Context())  # type: ignore[arg-type]
     away = threading.Event()
@@ -202,3 +199,38 @@ def test_a_stop_is_obeyed_while_a_peer_is_waited_for() -> None:
     with pytest.raises(RunStopped):
         calls.together([lambda: calls.patiently("reward", down, restore=lambda: None)], state=dict)
     assert context.messages[-1] == "waiting for reward (CONNECTION_REFUSED)"
+
+
+def test_no_call_begins_while_the_run_is_asked_to_halt() -> None:
+    """Neither for the first time nor again; the cord lets it go on from where it was."""
+    context = Context()
+    calls = Peers(context)  # type: ignore[arg-type]
+    begun_while_halted: list[bool] = []
+    obeyed: list[int] = []
+    outcomes = scripted(UnavailableError("down"), "ok")
+
+    def call() -> str:
+        begun_while_halted.append(context.asked.is_set())
+        context.asked.set()  # the cord is pulled while the call is under way
+        return outcomes()
+
+    def obey() -> None:
+        obeyed.append(len(begun_while_halted))
+        if len(obeyed) % 3 == 0:  # released after three looks
+            context.asked.clear()
+
+    context.asked.set()
+    context.halt = obey
+    together = calls.together([lambda: calls.patiently("policy", call, restore=lambda: None)], state=dict)
+    assert together == ["ok"]
+    assert begun_while_halted == [False, False]
+    assert obeyed[:3] == [0, 0, 0]
+
+
+def test_a_run_that_leaves_while_it_is_asked_to_halt_leaves_no_call_behind() -> None:
+    context = Context()
+    context.asked.set()
+    calls = Peers(context)  # type: ignore[arg-type]
+    calls.abandon()
+    with pytest.raises(AbandonedCallError):
+        calls.patiently("policy", lambda: pytest.fail("it began"), restore=lambda: None)

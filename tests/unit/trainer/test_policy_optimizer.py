@@ -2,6 +2,7 @@
 
 import copy
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -213,3 +214,36 @@ def test_the_noise_scale_is_that_of_the_halves_own_gradients(policy: PreTrainedM
     assert signal > 0
     assert noise > 0
     assert measured == pytest.approx(noise / signal, rel=1e-3)
+
+
+def test_a_stale_experience_moves_the_policy_by_the_weighted_tokens_alone(policy: PreTrainedModel) -> None:
+    """The first step's gradient, against one that autograd takes of the formula (Hilton et al. 2021)."""
+    fresh = experience_of(policy)
+    mask = fresh.rollout.responses.mask
+    weights = torch.where(
+        mask, torch.rand(mask.shape, generator=torch.Generator().manual_seed(2)) + 0.5, torch.zeros(())
+    )
+    written = fresh.rollout.responses.behaviour_logprobs - weights.clamp(min=1e-9).log() * mask
+    responses = replace(fresh.rollout.responses, behaviour_logprobs=written)
+    stale = replace(fresh, rollout=replace(fresh.rollout, responses=responses), weights=weights, staleness=1)
+    plain_step = settings(value_coefficient=1e-12, adam_eps=1e3, learning_rate=1e3, token_budget=20)
+    actor_critic = actor_critic_of(policy)
+    progress = train(actor_critic, stale, plain_step)
+    moved = torch.cat(
+        [
+            (before - after.detach()).flatten()
+            for before, after in zip(policy.parameters(), actor_critic.policy.parameters(), strict=True)
+        ]
+    )
+
+    model = copy.deepcopy(policy)
+    logprobs = response_statistics(model, pack(responses.groups), temperature=TEMPERATURE).logprobs
+    ratio = (logprobs - written[mask]).exp()  # straight to the policy that wrote them: nothing is clipped yet
+    (-(ratio * fresh.advantages[mask]).mean()).backward()
+    gradients = [parameter.grad for parameter in model.parameters()]
+    expected = torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
+    torch.testing.assert_close(moved.detach(), expected, rtol=1e-3, atol=1e-6)
+    assert float(expected.norm()) > 1e-3
+    # What is clipped and compared is the distance to the weights that the update began with.
+    assert progress.sampler_logprob_max_error < 1e-5
+    assert progress.step_metrics[0]["approx_kl_nats"] == pytest.approx(0.0, abs=1e-9)

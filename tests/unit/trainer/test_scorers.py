@@ -23,6 +23,9 @@ class Context:
     def waiting(self, message: str) -> None:
         """Nobody watches."""
 
+    def asked_to_halt(self) -> bool:
+        return False
+
     def obey(self, state: Callable[[], dict[str, Any]]) -> None:
         """Nothing is asked."""
 
