@@ -149,7 +149,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="interpreter of the environment that has the peers (PEERS_PYTHON)",
     )
     flags.add_argument("--rounds", type=int, default=3, help="of the tiny shape")
-    flags.add_argument("--small-rounds", type=int, default=1, help="of the small shape, which takes minutes")
+    flags.add_argument(
+        "--small-rounds", type=int, default=1, help="of the small shape, which takes minutes; 0: none"
+    )
     flags.add_argument("--shape", choices=("tiny", "small"), help="run this shape alone; nothing is written")
     flags.add_argument(
         "--only", default="", help="run only works whose name contains this; nothing is written"
@@ -158,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--fresh", action="store_true", help="begin anew, although an interrupted run could go on"
     )
     arguments = flags.parse_args(argv)
-    if arguments.rounds < 1 or arguments.small_rounds < 1:
+    if arguments.rounds < 1 or arguments.small_rounds < 0:
         flags.error("there must be at least one round")
     rounds = {"tiny": arguments.rounds, "small": arguments.small_rounds}
     peers = Peers(folder=arguments.peers, python=arguments.peers_python)
@@ -167,6 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{problem}\n\n{HOW_TO_MAKE_PEERS.format(peers=peers.folder)}", file=sys.stderr)
         return NOTHING_TO_COMPARE
     chosen = choose(CONTESTS, shape=arguments.shape, only=arguments.only)
+    chosen = [contest for contest in chosen if rounds[contest.shape]]
     if not chosen:
         flags.error(f"no work's name contains {arguments.only!r}")
     is_whole = not arguments.shape and not arguments.only
