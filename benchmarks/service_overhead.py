@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         reward = stack.enter_context(RewardClient(services["reward"].target))
         versions = {name: store.resolve(model).version for name, model in SERVED_MODELS.items()}
 
-        served = load_served_model(SERVED_MODELS["policy"], store=store.root, dtype="float32", device="cpu")
+        served = load_served_model(SERVED_MODELS["policy"], store=store, dtype="float32", device="cpu")
         runner = make_runner(served, PolicyConfig())
         stack.callback(runner.close)
         reference_model = load_reference_model(SERVED_MODELS["reference"], ReferenceConfig(store=store.root))

@@ -39,12 +39,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = flags.parse_args(argv)
     use_threads(arguments.threads)
     ranks = join_ranks("cpu", timeout_s=TIMEOUT_S)
-    if not ranks.leads:
-        follow(ranks, threads=arguments.threads)
-        return
     with ExitStack() as stack:
-        stack.callback(say_farewell, ranks)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if not ranks.leads:
+            # Its own store is empty: it is told folders on the one machine that all share.
+            follow(ranks, store=ModelStore(folder), threads=arguments.threads)
+            return
+        stack.callback(say_farewell, ranks)
         shape = shapes.SHAPES[arguments.shape]
         prompts = draw_prompts(arguments.batch, 1, arguments.shortest, arguments.longest, shape)
         seconds, cpu_s = measure(
@@ -97,7 +98,7 @@ def measure(
     enlist(
         ranks,
         run_id="benchmark",
-        source=source,
+        names=source,
         settings=settings,
         actor_critic=actor_critic,
         optimizer=optimizer,
