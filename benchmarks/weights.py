@@ -73,6 +73,10 @@ class Alone:
     def obey(self, state: Callable[[], dict[str, Any]]) -> None:
         """Nobody asks for anything."""
 
+    def asked_to_halt(self) -> bool:
+        """Nobody asks for anything."""
+        return False
+
 
 class FromAfar(PolicyClient):
     """A replica that does not see this host's memory, as if it ran on another one."""

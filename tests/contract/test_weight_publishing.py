@@ -77,6 +77,10 @@ class Run:
     def obey(self, state: Callable[[], dict[str, Any]]) -> None:
         """Nobody asks for anything."""
 
+    def asked_to_halt(self) -> bool:
+        """Nobody asks for anything."""
+        return False
+
 
 class RoadTo(PolicyClient):
     """A client whose bytes something may happen to on their way; it notes how they went."""

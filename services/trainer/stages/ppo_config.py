@@ -90,7 +90,7 @@ class PpoConfig(BaseModel):
     sample_parts: int = Field(default=1, ge=1)  # of an update; one is judged while the next is sampled
     max_staleness: int = Field(default=0, ge=0)  # updates; above 0 the next batches are sampled meanwhile
     behaviour_weight_limit: float = Field(default=2.0, ge=1)  # of a token that older weights wrote
-    token_budget: int = Field(default=16384, ge=1)  # tokens per forward pass
+    token_budget: int = Field(default=2048, ge=1)  # per forward pass; bounds memory, a GPU takes more
     checkpoint_interval: int = Field(default=10, ge=1)  # updates
     guards: GuardsConfig = GuardsConfig()
     store_interval: int | None = Field(default=None, ge=1)  # updates; None stores the last version only

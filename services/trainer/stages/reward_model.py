@@ -68,7 +68,7 @@ class RewardModelConfig(OptimizationConfig):
     max_summary_tokens: int = Field(default=256, ge=2)  # longer ones are cut
     epochs: int = Field(default=1, ge=1)  # S20
     batch_comparisons: int = Field(default=64, ge=1)  # decisions per update; S20
-    token_budget: int = Field(default=16384, ge=1)  # per forward pass
+    token_budget: int = Field(default=2048, ge=1)  # per forward pass
     learning_rate: float = Field(default=1.5e-5, gt=0)  # S20, 1.3B
     language_model_coefficient: float = Field(default=0.0, ge=0)  # of the auxiliary loss, per token
     # whose tokens the auxiliary loss is on

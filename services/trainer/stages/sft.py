@@ -54,7 +54,7 @@ class SftConfig(OptimizationConfig):
     steps: int | None = Field(default=None, ge=1)
     epochs: int | None = Field(default=None, ge=1)  # 1 when steps is not given either (S20)
     batch_tokens: int = Field(default=8192, ge=1)  # per update, prompts included
-    token_budget: int = Field(default=16384, ge=1)  # per forward pass: larger batches go through in pieces
+    token_budget: int = Field(default=2048, ge=1)  # per forward pass: larger batches go through in pieces
     learning_rate: float = Field(default=6.35e-5, gt=0)  # S20, 1.3B
     validation_interval: int = Field(default=100, ge=1)  # updates
     validation_documents: int = Field(default=256, ge=1)  # at most, the first ones of the source
