@@ -23,7 +23,7 @@ setup: $(STAMP) ## make the virtual environment from the lock
 $(STAMP): requirements.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@# torch first and by itself, so that a CPU build at hand is taken instead of the CUDA build.
-	@echo "installing packages (first time only) ..."
+	@echo "installing packages (first time only, about 3 GB) ..."
 	@$(BIN)/pip install --quiet "$$(grep '^torch==' requirements.lock)"
 	@$(BIN)/pip install --quiet -r requirements.lock
 	@$(BIN)/pip install --quiet --no-deps -e .
@@ -32,13 +32,13 @@ $(STAMP): requirements.lock pyproject.toml
 demo: setup ## run the whole loop on the built-in corpus (SEED=0 OUT=demo-out)
 	$(BIN)/andon demo --seed $(SEED) --out $(OUT)
 
-test: setup ## run the tests (a few minutes)
+test: setup ## run the tests (ten minutes on two cores)
 	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 test-unit: setup ## run only the unit tests (under two minutes)
 	$(BIN)/python -m pytest -q -n auto --dist loadfile tests/unit
 
-test-slow: setup ## run the slow tests: crashes, resumes, small demos, fuzzing
+test-slow: setup ## run the slow tests: crashes, resumes, small demos, fuzzing (20 minutes)
 	$(BIN)/python -m pytest -q -m slow
 
 test-browser: setup $(AXE) ## run the labeling site's tests in a real Chromium

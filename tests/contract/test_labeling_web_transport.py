@@ -19,6 +19,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
 
 from andon.rpc.server import RunningServer, ServerStartError
 from services.labeling.accounts import Role
@@ -166,3 +167,25 @@ def test_running_requests_end_before_the_site_does(
         stopping.result(30)
     with pytest.raises(httpx.ConnectError):
         site.stranger().get("/healthz")
+
+
+def test_pages_that_nobody_has_visited_stand_at_zero(start_site: StartSite) -> None:
+    """So that the first visit of each is an increase, which Prometheus shows."""
+    site = start_site()
+    metrics = httpx.Client(base_url=f"http://127.0.0.1:{site.running.metrics_port}", trust_env=False)
+
+    def visits() -> dict[str, float]:
+        families = text_string_to_metric_families(metrics.get("/metrics").text)
+        seconds = next(family for family in families if family.name == "andon_site_request_seconds")
+        return {
+            sample.labels["page"]: sample.value
+            for sample in seconds.samples
+            if sample.name.endswith("_count")
+        }
+
+    with metrics:
+        before = visits()
+        assert {"/", "/cord", "/people", "/inbox/{item}", "/alerts"} <= set(before)
+        assert set(before.values()) == {0.0}
+        httpx.get(f"{site.url}/cord", trust_env=False)
+        assert visits() == {**before, "/cord": 1.0}

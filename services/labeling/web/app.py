@@ -103,6 +103,8 @@ def build_app(site: Site, tables: Sequence[PageTable] = PAGE_TABLES) -> ASGIApp:
         Route(path, dispatcher.endpoint(by_method), methods=list(by_method))
         for path, by_method in by_path.items()
     ]
+    for path in (*by_path, alert_door.PATH):
+        site.site_metrics.seconds.labels(path)  # known from the start, so that the first visit counts
     routes.append(Route("/healthz", _healthy, methods=["GET"]))
     routes.append(Route(alert_door.PATH, alert_door.AlertDoor(site)))
     routes.append(Route("/static/{file_name}", dispatcher.static, methods=["GET"]))
