@@ -218,7 +218,11 @@ class Cohort:
             return None
         columns = torch.arange(self._prompt_capacity + self.response_capacity, device=self.device)
         padding = (columns >= lengths[:, None]) & (columns < self._prompt_capacity)
-        return torch.zeros(padding.shape, device=self.device).masked_fill_(padding, -torch.inf).unsqueeze(1)
+        return (
+            torch.zeros(padding.shape, dtype=torch.float32, device=self.device)
+            .masked_fill_(padding, -torch.inf)
+            .unsqueeze(1)
+        )
 
     def _bias(self, sliding_window: int | None) -> Tensor | None:
         """What is added to this step's scores, [prompts, 1, columns] float32, or None; the same in many
@@ -239,7 +243,11 @@ class Cohort:
             columns < self._prompt_capacity, columns, columns - self._prompt_capacity + lengths
         )
         too_old = (positions <= lengths + self.written - sliding_window).unsqueeze(1)
-        bias = torch.zeros(too_old.shape, device=self.device) if padding is None else padding
+        bias = (
+            torch.zeros(too_old.shape, dtype=torch.float32, device=self.device)
+            if padding is None
+            else padding
+        )
         return bias.masked_fill(too_old, -torch.inf)
 
 
