@@ -261,6 +261,9 @@ class NoWeights:
         self.model = ModelVersion(family="policy", version=1)
         self.tensors = ()
         self.size_bytes = 0
+        self.checksum = ""
+        self.base = None
+        self.memory = None
 
 
 def test_the_callers_deadline_reaches_the_server(envoy, tracks):

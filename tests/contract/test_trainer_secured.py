@@ -28,8 +28,13 @@ def write_tokens(path: Path, roles: Mapping[str, str]) -> None:
         {"name": name, "role": role, "sha256": hashlib.sha256(TOKENS[name].encode()).hexdigest()}
         for name, role in roles.items()
     ]
+    write_at_once(path, json.dumps(entries))
+
+
+def write_at_once(path: Path, text: str) -> None:
+    """As a cluster changes mounted files: nobody ever reads half of one."""
     temporary = path.with_suffix(".new")
-    temporary.write_text(json.dumps(entries))
+    temporary.write_text(text)
     temporary.replace(path)
 
 
@@ -74,7 +79,7 @@ def test_a_run_goes_on_while_certificates_authorities_and_tokens_change(
     client = world.serve_trainer()
     # The run's own connections are opened when it begins.
     monkeypatch.delenv("ANDON_TOKEN")
-    own.write_text(TOKENS["trainer"])
+    write_at_once(own, TOKENS["trainer"])
     monkeypatch.setenv("ANDON_TOKEN_FILE", str(own))
     run = client.start_run("ppo", world.config(updates=12))
 
@@ -87,7 +92,7 @@ def test_a_run_goes_on_while_certificates_authorities_and_tokens_change(
         lambda: write_tokens(
             tokens, {"trainer": "trainer", "trainer again": "trainer", "researcher": "researcher"}
         ),
-        lambda: own.write_text(TOKENS["trainer again"]),
+        lambda: write_at_once(own, TOKENS["trainer again"]),
         lambda: write_tokens(tokens, {"trainer again": "trainer", "researcher": "researcher"}),
     ]
     for event in client.watch_run(run.run_id, stream_timeout_s=TIMEOUT_S):
@@ -102,10 +107,10 @@ def test_a_run_goes_on_while_certificates_authorities_and_tokens_change(
     # What was taken away is of no more use, and a researcher's token sends no weights.
     policy = world.policies[0]
     for name, error in (("trainer", UnauthenticatedError), ("researcher", PermissionDeniedError)):
-        own.write_text(TOKENS[name])
+        write_at_once(own, TOKENS[name])
         with PolicyClient(policy.target) as caller, pytest.raises(error):
             caller.update_weights(NoWeights(world.store.resolve("policy/12").version), iter([]))
-    own.write_text(TOKENS["trainer again"])
+    write_at_once(own, TOKENS["trainer again"])
     with PolicyClient(policy.target) as caller:
         assert caller.model_info().model == ended.output_model
 
