@@ -7,6 +7,9 @@ BUF := node_modules/.bin/buf
 AXE := node_modules/axe-core/axe.min.js
 S3_SERVER := .s3-server/bin/moto_server
 STAMP := $(VENV)/.installed
+# A machine with a GPU may have a Python with a torch of its own; given here, nothing is installed.
+GPU_PYTHON := $(BIN)/python
+GPU_SETUP := $(if $(filter $(BIN)/python,$(GPU_PYTHON)),setup)
 SEED ?= 0
 OUT ?= demo-out
 # All services of a laptop share its cores: a thread that waits must not spin.
@@ -53,8 +56,8 @@ $(S3_SERVER): tests/s3-server.lock
 	@$(PYTHON) -m venv .s3-server
 	@.s3-server/bin/pip install --quiet -r tests/s3-server.lock && touch $@
 
-test-gpu: setup ## run the tests that need a GPU
-	$(BIN)/python -m pytest -q -m gpu tests/gpu
+test-gpu: $(GPU_SETUP) ## run the tests that need a GPU (GPU_PYTHON=python3: with that Python's own torch)
+	$(GPU_PYTHON) -m pytest -q -m gpu tests/gpu
 
 lint: setup $(BUF) ## check style, types, dependencies, spelling, protos
 	$(BIN)/ruff check .
@@ -92,8 +95,8 @@ bench: setup ## time the work against the peers and print ratios (PEERS_PYTHON: 
 bench-scaling: setup ## time how cost grows with batch, length, summaries and processes, and write it into the docs
 	$(BIN)/python -m benchmarks.scaling
 
-bench-gpu: setup ## time ours, transformers and (where it is installed) TRL on a GPU, and write it into the docs
-	$(BIN)/python -m benchmarks.gpu
+bench-gpu: $(GPU_SETUP) ## time ours, transformers and (where it is installed) TRL on a GPU, and write it into the docs
+	$(GPU_PYTHON) -m benchmarks.gpu
 
 bench-startup: setup ## time how soon commands have answered and services are ready (two minutes)
 	$(BIN)/python -m benchmarks.startup

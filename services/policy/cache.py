@@ -5,28 +5,26 @@ the responses being written to it. A cohort stores a prompt's keys and values on
 because its lanes have all written equally many tokens, a step writes one column for all of them. Rows are
 padded only to the longest prompt of their cohort; the scheduler puts prompts of similar length together.
 
-The engine makes cohorts and hands the two layouts here to the model, whose attention
-(``andon.modeling.attention``) calls ``attend`` in every layer. Tensors are allocated at the first ``attend``
-from the shapes the model itself brings, so no architecture is named here. Paging and sharing of prefixes
-between different prompts are left out.
+The engine makes cohorts; ``prefill_layout`` fills them and ``DecodeLayout`` reads them, each a layout whose
+``attend`` the model's attention (``andon.modeling.attention``) calls in every layer. Tensors are allocated
+when the first prompt is stored, from the shapes the model itself brings, so no architecture is named here.
+Paging and sharing of prefixes between different prompts are left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
-
-from andon.modeling.last_layer import RowSelection
 
 # A cohort is copied together when at least this share of its prompts has finished: seldom enough that copying
-# costs less than reading the finished rows on would.
-COMPACTION_SHARE = 0.25
+# costs less than reading the finished rows on would. A GPU hardly notices them, and records the step anew.
+_COMPACTION_SHARES = {"cpu": 0.25, "cuda": 0.5}
 
 FINISHED = -1  # stands in ``Cohort.slots`` for a lane whose response has ended
 
@@ -62,6 +60,7 @@ class Cohort:
         self.response_capacity = response_capacity
         self.written = 0  # response tokens of each lane in the cache
         self.device = device
+        self._compaction_share = _COMPACTION_SHARES.get(device.type, 0.5)
         self._prompt_capacity = int(self.prompt_lengths.max())
         self._layers: dict[int, LayerCache] = {}
         self._biases: dict[int | None, Tensor | None] = {}
@@ -86,14 +85,16 @@ class Cohort:
         live: NDArray[np.int64] = flat[flat != FINISHED]
         return live
 
-    def finish(self, slots: NDArray[np.int64]) -> None:
-        """Take these sequences out; copy what is left together when that pays."""
+    def finish(self, slots: NDArray[np.int64]) -> bool:
+        """Take these sequences out; whether what is left was copied together, which is done when it pays."""
         self.slots[np.isin(self.slots, slots)] = FINISHED
         live_prompts = (self.slots != FINISHED).any(axis=1)
         num_live = int(live_prompts.sum())
-        if 0 < num_live <= (1 - COMPACTION_SHARE) * self.num_prompts:
+        pays = 0 < num_live <= (1 - self._compaction_share) * self.num_prompts
+        if pays:
             self._keep_prompts(live_prompts)
         self._index_lanes()
+        return pays
 
     def advance(self) -> None:
         """Note that every layer has stored the token of this step."""
@@ -106,14 +107,37 @@ class Cohort:
         ``keys`` [prompts, key_heads, length, head_size], ``values`` [prompts, key_heads, length, value_size].
         """
         num_prompts, num_heads, length, _ = keys.shape
-        cache = self._layers.get(layer_index)
-        if cache is None:
-            cache = self._layers[layer_index] = self._allocate(keys, values)
+        cache = self._cache_of(layer_index, keys, values)
         rows = slice(first_prompt * num_heads, (first_prompt + num_prompts) * num_heads)
         cache.prompt_keys[rows, :, :length].view(num_prompts, num_heads, -1, length).copy_(
             keys.transpose(2, 3)
         )
         cache.prompt_values[rows, :length].view(num_prompts, num_heads, length, -1).copy_(values)
+
+    def store_tokens(
+        self, layer_index: int, prompts: Tensor, places: Tensor, keys: Tensor, values: Tensor
+    ) -> None:
+        """Keep a layer's keys and values of any tokens of any prompts.
+
+        ``prompts`` and ``places`` [tokens] int64 say whose they are and where they stand there; ``keys`` [1,
+        key_heads, tokens, head_size], ``values`` [1, key_heads, tokens, value_size].
+        """
+        cache = self._cache_of(layer_index, keys, values)
+        num_heads = keys.shape[1]
+        for_keys = cache.prompt_keys.view(self.num_prompts, num_heads, -1, self._prompt_capacity)
+        for_values = cache.prompt_values.view(self.num_prompts, num_heads, self._prompt_capacity, -1)
+        # Indices on both sides of a slice put the tokens first: [tokens, key_heads, size].
+        for_keys.permute(0, 3, 1, 2)[prompts, places] = keys[0].transpose(0, 1)
+        for_values.transpose(1, 2)[prompts, places] = values[0].transpose(0, 1)
+
+    def layers(self) -> dict[int, LayerCache]:
+        """What is kept, by layer; the tensors stay in use until prompts are copied together."""
+        return {index: replace(cache) for index, cache in self._layers.items()}
+
+    @property
+    def prompt_capacity(self) -> int:
+        """Columns of the longest prompt that began with the cohort."""
+        return self._prompt_capacity
 
     def attend(
         self,
@@ -136,53 +160,35 @@ class Cohort:
             query = query.index_select(1, self._lane_rows)
             key = key.index_select(1, self._lane_rows)
             value = value.index_select(1, self._lane_rows)
-        cache = self._layers[layer_index]
-        prompts, lanes, key_heads = self.num_prompts, self.num_lanes, key.shape[0]
-        rows, group = prompts * key_heads, query.shape[0] // key_heads
-        written, end = self.written, self.written + 1
-
-        cache.response_keys[:, written].view(prompts, key_heads, lanes, -1).copy_(
-            key.view(key_heads, prompts, lanes, -1).transpose(0, 1)
+        output = attend_step(
+            self._layers[layer_index],
+            query,
+            key,
+            value,
+            num_prompts=self.num_prompts,
+            column=self.written,
+            end=self.written + 1,
+            bias=self._bias(sliding_window),
+            scaling=scaling,
         )
-        cache.response_values[:, written].view(prompts, key_heads, lanes, -1).copy_(
-            value.view(key_heads, prompts, lanes, -1).transpose(0, 1)
-        )
-        # [key_heads, group, prompts, lanes, size] -> [prompts, key_heads, lanes, group, size]
-        queries = (
-            query.view(key_heads, group, prompts, lanes, -1).permute(2, 0, 3, 1, 4).contiguous().mul_(scaling)
-        )
-        to_prompt = torch.bmm(queries.view(rows, lanes * group, -1), cache.prompt_keys)
-        to_response = torch.bmm(
-            queries.view(rows * lanes, group, -1), cache.response_keys[:, :end].transpose(1, 2)
-        ).view(rows, lanes * group, end)
-        scores = torch.cat((to_prompt, to_response), dim=2)
-        bias = self._bias(sliding_window)
-        if bias is not None:
-            scores.view(prompts, -1, scores.shape[2]).add_(bias)
-        # Softmax in float32 whatever the model's type, as the reference implementations do.
-        shares = torch.softmax(scores, dim=2, dtype=torch.float32).to(value.dtype)
-        output = torch.bmm(shares[:, :, : self._prompt_capacity], cache.prompt_values)
-        output.view(rows * lanes, group, -1).add_(
-            torch.bmm(
-                shares[:, :, self._prompt_capacity :].view(rows * lanes, group, end),
-                cache.response_values[:, :end],
-            )
-        )
-        output = output.view(prompts, key_heads, lanes, group, -1).permute(0, 2, 1, 3, 4)
-        output = output.reshape(prompts * lanes, key_heads * group, -1)
         return output if self._live_lanes is None else output.index_select(0, self._live_lanes)
 
-    def _allocate(self, keys: Tensor, values: Tensor) -> LayerCache:
+    def _cache_of(self, layer_index: int, keys: Tensor, values: Tensor) -> LayerCache:
+        """The layer's cache, made for such ``keys`` and ``values`` [.., key_heads, .., size] if need be."""
+        cache = self._layers.get(layer_index)
+        if cache is not None:
+            return cache
         rows = self.num_prompts * keys.shape[1]
         response_rows = rows * self.num_lanes
         # Padding is read (with weight zero), so it must be finite: zeros. Response columns are written before
         # read.
-        return LayerCache(
+        cache = self._layers[layer_index] = LayerCache(
             prompt_keys=keys.new_zeros(rows, keys.shape[3], self._prompt_capacity),
             prompt_values=values.new_zeros(rows, self._prompt_capacity, values.shape[3]),
             response_keys=keys.new_empty(response_rows, self.response_capacity, keys.shape[3]),
             response_values=values.new_empty(response_rows, self.response_capacity, values.shape[3]),
         )
+        return cache
 
     def _keep_prompts(self, kept: NDArray[np.bool_]) -> None:
         """Copy the rows of the kept prompts together. Columns stay: a cohort's longest prompt may be gone."""
@@ -251,29 +257,60 @@ class Cohort:
         return bias.masked_fill(too_old, -torch.inf)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PromptRun:
-    """Neighbouring prompts of one length in a packed row."""
+def attend_step(
+    cache: LayerCache,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    num_prompts: int,
+    column: int | Tensor,
+    end: int,
+    bias: Tensor | None,
+    scaling: float,
+) -> Tensor:
+    """Store one token of every lane of a cohort in a layer's cache, and attend to prompts and responses.
 
-    first_prompt: int  # in the cohort
-    num_prompts: int
-    length: int
-
-
-class PrefillLayout:
-    """Attention of packed prompts: each attends causally to itself; keys and values are kept in the cohort.
-
-    A ``ReadingLayout``: of each prompt only the last token's logits are wanted.
+    ``query`` [heads, prompts * lanes, head_size], ``key`` and ``value`` [key_heads, prompts * lanes, size].
+    ``column`` of the responses takes the token, a number or a [1] int64 tensor; columns up to ``end`` are
+    read, and ``bias`` [prompts, 1, prompt_capacity + end] is added to the scores. Returns [prompts * lanes,
+    heads, value_size].
     """
+    prompts, key_heads = num_prompts, key.shape[0]
+    lanes = key.shape[1] // prompts
+    rows, group = prompts * key_heads, query.shape[0] // key_heads
+    prompt_capacity = cache.prompt_values.shape[1]
+    for stored, token in ((cache.response_keys, key), (cache.response_values, value)):
+        ordered = token.view(key_heads, prompts, lanes, -1).transpose(0, 1)
+        if isinstance(column, Tensor):
+            stored.index_copy_(1, column, ordered.reshape(rows * lanes, 1, -1))
+        else:
+            stored[:, column].view(prompts, key_heads, lanes, -1).copy_(ordered)
+    # [key_heads, group, prompts, lanes, size] -> [prompts, key_heads, lanes, group, size]
+    queries = (
+        query.view(key_heads, group, prompts, lanes, -1).permute(2, 0, 3, 1, 4).contiguous().mul_(scaling)
+    )
+    to_prompt = torch.bmm(queries.view(rows, lanes * group, -1), cache.prompt_keys)
+    to_response = torch.bmm(
+        queries.view(rows * lanes, group, -1), cache.response_keys[:, :end].transpose(1, 2)
+    ).view(rows, lanes * group, end)
+    scores = torch.cat((to_prompt, to_response), dim=2)
+    if bias is not None:
+        scores.view(prompts, -1, scores.shape[2]).add_(bias)
+    # Softmax in float32 whatever the model's type, as the reference implementations do.
+    shares = torch.softmax(scores, dim=2, dtype=torch.float32).to(value.dtype)
+    output = torch.bmm(shares[:, :, :prompt_capacity], cache.prompt_values)
+    output.view(rows * lanes, group, -1).add_(
+        torch.bmm(
+            shares[:, :, prompt_capacity:].view(rows * lanes, group, end), cache.response_values[:, :end]
+        )
+    )
+    output = output.view(prompts, key_heads, lanes, group, -1).permute(0, 2, 1, 3, 4)
+    return output.reshape(prompts * lanes, key_heads * group, -1)
 
-    def __init__(self, *, cohort: Cohort, runs: Sequence[PromptRun]) -> None:
-        """``runs`` in the order of the row."""
-        last_tokens = np.concatenate([[run.length] * run.num_prompts for run in runs]).cumsum() - 1
-        last = torch.from_numpy(last_tokens).to(cohort.device)
-        self.rows = RowSelection.of(last, int(last_tokens[-1]) + 1)
-        self._cohort = cohort
-        self._runs = runs
-        self._band_masks: dict[tuple[int, int], Tensor] = {}
+
+class CachedSequences(Protocol):
+    """Sequences that a step gives one token each."""
 
     def attend(
         self,
@@ -284,84 +321,16 @@ class PrefillLayout:
         *,
         scaling: float,
         sliding_window: int | None,
-        dropout: float,
     ) -> Tensor:
-        """``query`` [1, heads, tokens, size], the others [1, key_heads, tokens, size]; [1, tokens, heads,
-        size].
-        """
-        lengths = [run.length for run in self._runs]
-        return self._attend(layer_index, query, key, value, lengths, scaling, sliding_window)
-
-    def attend_read(
-        self,
-        layer_index: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scaling: float,
-        sliding_window: int | None,
-        dropout: float,
-    ) -> Tensor:
-        """As ``attend``, with the query of each prompt's last token alone: [1, heads, prompts, size]."""
-        return self._attend(layer_index, query, key, value, [1] * len(self._runs), scaling, sliding_window)
-
-    def _attend(
-        self,
-        layer_index: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        num_queries: Sequence[int],
-        scaling: float,
-        sliding_window: int | None,
-    ) -> Tensor:
-        """``num_queries`` counts, for each run, the queries of a prompt: all its tokens or the last one."""
-        outputs = []
-        query_start = start = 0
-        for run, count in zip(self._runs, num_queries, strict=True):
-            query_end, end = query_start + run.num_prompts * count, start + run.num_prompts * run.length
-            queries, keys, values = (
-                rows[0, :, begin:past].view(-1, run.num_prompts, length, rows.shape[3]).transpose(0, 1)
-                for rows, begin, past, length in (
-                    (query, query_start, query_end, count),
-                    (key, start, end, run.length),
-                    (value, start, end, run.length),
-                )
-            )
-            self._cohort.store_prompts(layer_index, run.first_prompt, keys, values)
-            banded = sliding_window is not None and sliding_window < run.length
-            mask = self._band_mask(run.length, sliding_window, query.device)[-count:] if banded else None
-            attended = functional.scaled_dot_product_attention(
-                queries,
-                keys,
-                values,
-                attn_mask=mask,
-                is_causal=not banded and count > 1,  # the last token sees all of its prompt
-                scale=scaling,
-                enable_gqa=query.shape[1] != key.shape[1],
-            )
-            outputs.append(attended.transpose(1, 2).flatten(0, 1))
-            query_start, start = query_end, end
-        return torch.cat(outputs).unsqueeze(0)
-
-    def _band_mask(self, length: int, sliding_window: int | None, device: torch.device) -> Tensor:
-        """True where a token may look: not ahead, and fewer than ``sliding_window`` tokens back. [length,
-        length].
-        """
-        window = length if sliding_window is None else sliding_window
-        mask = self._band_masks.get((length, window))
-        if mask is None:
-            distance = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)
-            mask = self._band_masks[length, window] = (distance >= 0) & (distance < window)
-        return mask
+        """See ``Cohort.attend``."""
+        ...
 
 
 @dataclass(slots=True)
 class DecodeLayout:
     """Attention of one new token per running sequence, cohort after cohort."""
 
-    cohorts: Sequence[Cohort]
+    cohorts: Sequence[CachedSequences]
     sizes: Sequence[int]  # live sequences of each cohort
 
     def attend(

@@ -14,17 +14,28 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
+import structlog
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from andon.modeling.attention import AttentionLayout
-from services.policy.cache import Cohort, DecodeLayout, PrefillLayout, PromptRun
+from services.policy.cache import FINISHED, Cohort, DecodeLayout
 from services.policy.call import FinishedSequence, SampleCall
+from services.policy.captured_step import Batch, CapturedStep, Record
+from services.policy.prefill_layout import PrefillLayout, PromptRun
 from services.policy.running import Endings, RunningSequences
 from services.policy.sampling import SamplingSettings, choose_tokens, draw_uniforms
 from services.policy.stopping import StopTextMatcher
+
+# A batch must have stayed the same for so many steps, and have so many left, for recording to pay.
+_STEPS_BEFORE_RECORDING = 1
+_FEWEST_REPEATED_STEPS = 4
+
+_Drawn = tuple[NDArray[np.int64], NDArray[np.float32]]  # tokens and their log-probabilities
+
+_log = structlog.stdlib.get_logger("services.policy")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +98,9 @@ class Engine:
         end_token_id: int | None,
         decode: Callable[[Sequence[int]], str],
         limits: EngineLimits,
+        record: Record | None = None,
     ) -> None:
+        """``record`` repeats steps, a ``GraphRecorder`` on a GPU; None: every step is launched anew."""
         self.work = Work()
         self._model = model
         self._device = model.device
@@ -104,6 +117,10 @@ class Engine:
         self._slots: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self._sizes: list[int] = []  # sequences of each cohort in it
         self._settings: SamplingSettings | None = None
+        self._record = record
+        self._captured: CapturedStep | None = None
+        self._live_lanes: NDArray[np.int64] = np.zeros(0, dtype=np.int64)  # rows of the captured step
+        self._steps_alike = 0  # steps since prompts joined or were copied together
 
     @property
     def num_running(self) -> int:
@@ -121,6 +138,7 @@ class Engine:
         # back at once, and a later cohort that took it would be dropped together with the ended one.
         made = [self._make_cohort(starts) for starts in cohorts]
         self._cohorts += made
+        self._forget_step()
         endings: list[Endings] = []
         for cohort, starts in zip(made, cohorts, strict=True):
             for runs in self._plan_passes(cohort):
@@ -130,16 +148,13 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[FinishedSequence]:
         """Draw the next token of every running sequence; returns the sequences that end with it."""
-        slots = self._slots
-        if self._settings is None:
-            self._settings = self._settings_of(slots)
-        tokens, positions = self._running.next_inputs(slots)
-        layout = DecodeLayout(cohorts=self._cohorts, sizes=self._sizes)
-        logits = self._forward(tokens, positions, layout, logits_to_keep=0)
-        self.work.decode_tokens += len(tokens)
+        self.work.decode_tokens += len(self._slots)
+        repeated = self._repeated_step()
+        drawn = self._launched_step() if repeated is None else self._read_repeated(repeated)
         for cohort in self._cohorts:
             cohort.advance()
-        return self._take_out(self._draw(logits, slots, self._settings), batch_changed=False)
+        self._steps_alike += 1
+        return self._take_out(self._ended(self._slots, drawn), batch_changed=False)
 
     def cancel(self, call_id: int) -> None:
         """Drop the running sequences of a call."""
@@ -150,6 +165,7 @@ class Engine:
     def clear(self) -> None:
         """Drop every running sequence."""
         self._cohorts.clear()
+        self._forget_step()
         self._running.release_all()
         self._update_batch()
 
@@ -207,7 +223,62 @@ class Engine:
         if cohort.num_lanes > 1:
             logits = logits.repeat_interleave(cohort.num_lanes, dim=0)
         slots = cohort.slots[first:end].reshape(-1)
-        return self._draw(logits, slots, self._settings_of(slots))
+        return self._ended(slots, self._draw(logits, slots, self._settings_of(slots)))
+
+    def _launched_step(self) -> _Drawn:
+        """Carry out a step kernel by kernel."""
+        slots = self._slots
+        if self._settings is None:
+            self._settings = self._settings_of(slots)
+        tokens, positions = self._running.next_inputs(slots)
+        layout = DecodeLayout(cohorts=self._cohorts, sizes=self._sizes)
+        logits = self._forward(tokens, positions, layout, logits_to_keep=0)
+        return self._draw(logits, slots, self._settings)
+
+    def _repeated_step(self) -> CapturedStep | None:
+        """What repeats the step, recorded now where that pays; None where it is to be launched."""
+        if self._record is None or (self._captured is not None and self._captured.is_usable):
+            return self._captured
+        self._captured = None
+        if self._steps_alike < _STEPS_BEFORE_RECORDING:
+            return None
+        lanes = self._lanes()
+        # Lanes that have ended repeat the numbers of a running one.
+        slots = np.where(lanes == FINISHED, self._slots[0], lanes)
+        uniforms = self._running.coming_uniforms(slots)
+        if uniforms.shape[1] < _FEWEST_REPEATED_STEPS:
+            return None
+        tokens, positions = self._running.next_inputs(slots)
+        try:
+            self._captured = CapturedStep(
+                self._model,
+                self._cohorts,
+                Batch(
+                    tokens=tokens,
+                    positions=positions,
+                    uniforms=uniforms,
+                    settings=self._settings_of(slots),
+                ),
+                record=self._record,
+            )
+        except RuntimeError:  # the model does something that cannot be repeated; it is served all the same
+            _log.warning("step_not_recorded", exc_info=True)
+            self._record = None
+        self._update_batch()
+        return self._captured
+
+    def _read_repeated(self, step: CapturedStep) -> _Drawn:
+        tokens, logprobs = step.next_tokens()
+        return tokens[self._live_lanes], logprobs[self._live_lanes]
+
+    def _forget_step(self) -> None:
+        """Prompts have joined or moved."""
+        self._captured = None
+        self._steps_alike = 0
+
+    def _lanes(self) -> NDArray[np.int64]:
+        """The slots of all lanes of all cohorts, FINISHED for those that have ended."""
+        return np.concatenate([cohort.slots.reshape(-1) for cohort in self._cohorts])
 
     def _forward(
         self,
@@ -235,10 +306,14 @@ class Engine:
             device=self._device,
         )
 
-    def _draw(self, logits: Tensor, slots: NDArray[np.int64], settings: SamplingSettings) -> list[Endings]:
+    def _draw(self, logits: Tensor, slots: NDArray[np.int64], settings: SamplingSettings) -> _Drawn:
         uniforms = torch.from_numpy(self._running.next_uniforms(slots)).to(self._device)
         choice = choose_tokens(logits, settings, uniforms)
-        endings = self._running.record(slots, choice.tokens.cpu().numpy(), choice.logprobs.cpu().numpy())
+        return choice.tokens.cpu().numpy(), choice.logprobs.cpu().numpy()
+
+    def _ended(self, slots: NDArray[np.int64], drawn: _Drawn) -> list[Endings]:
+        """Append the tokens to the sequences; those that end with them."""
+        endings = self._running.record(slots, *drawn)
         return [] if endings is None else [endings]
 
     def _take_out(self, endings: Sequence[Endings], *, batch_changed: bool) -> list[FinishedSequence]:
@@ -249,9 +324,11 @@ class Engine:
         return [sequence for ending in endings for sequence in ending.sequences]
 
     def _drop(self, slots: NDArray[np.int64]) -> None:
-        for cohort in self._cohorts:
-            cohort.finish(slots)
-        self._cohorts = [cohort for cohort in self._cohorts if len(cohort.live_slots)]
+        moved = [cohort.finish(slots) for cohort in self._cohorts]
+        running = [cohort for cohort in self._cohorts if len(cohort.live_slots)]
+        if any(moved) or len(running) < len(self._cohorts):
+            self._forget_step()
+        self._cohorts = running
         self._update_batch()
 
     def _update_batch(self) -> None:
@@ -259,3 +336,5 @@ class Engine:
         self._slots = np.concatenate(live) if live else np.zeros(0, dtype=np.int64)
         self._sizes = [len(slots) for slots in live]
         self._settings = None
+        if self._captured is not None:
+            self._live_lanes = (self._lanes() != FINISHED).nonzero()[0]

@@ -19,6 +19,7 @@ import structlog
 from andon.errors import AndonError
 from andon.rpc.convert import check_required_model
 from services.policy.call import CallOutcome, FinishedSequence, SampleCall
+from services.policy.captured_step import GraphRecorder
 from services.policy.engine import CallRun, Engine, EngineLimits, PromptStart
 from services.policy.errors import (
     LogitsNotFiniteError,
@@ -29,6 +30,7 @@ from services.policy.errors import (
 )
 from services.policy.metrics import PolicyMetrics
 from services.policy.scheduler import (
+    PADDING_TOKENS_PER_COHORT,
     Action,
     CallShape,
     CohortPlan,
@@ -349,7 +351,7 @@ class SamplingRunner:
         pending.future.set_result(served)
 
     def _make_engine(self, served: ServedModel) -> Engine:
-        settings = self._settings
+        settings, device = self._settings, served.model.device
         return Engine(
             served.model,
             end_token_id=served.codec.eos_token_id,
@@ -360,14 +362,17 @@ class SamplingRunner:
                 max_stop_tokens=settings.max_stop_tokens,
                 prefill_tokens=settings.prefill_tokens,
             ),
+            record=GraphRecorder(device) if device.type == "cuda" else None,
         )
 
     def _limits_for(self, served: ServedModel | None) -> Limits:
         bytes_per_token = 1 if served is None else served.cache_bytes_per_token
+        device = "cpu" if served is None else served.model.device.type
         return Limits(
             running_sequences=self._settings.running_sequences,
             cache_tokens=self._settings.cache_bytes // bytes_per_token,
             waiting_calls=self._settings.waiting_calls,
+            padding_tokens_per_cohort=PADDING_TOKENS_PER_COHORT[device],
         )
 
     def _still_fits(self, call: SampleCall, served: ServedModel) -> bool:

@@ -81,6 +81,16 @@ class RunningSequences:
         drawn: NDArray[np.float32] = self.uniforms[slots, self._num_drawn[slots]]
         return drawn
 
+    def coming_uniforms(self, slots: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The random numbers of all tokens that each sequence may still get, [slots, steps]; a sequence that
+        may get fewer than another has any numbers behind its own.
+        """
+        drawn = self._num_drawn[slots]
+        steps = np.arange(int((self._limits[slots] - drawn).max()))
+        columns = np.minimum(drawn[:, None] + steps, self.uniforms.shape[1] - 1)
+        coming: NDArray[np.float32] = self.uniforms[slots[:, None], columns]
+        return coming
+
     def record(
         self, slots: NDArray[np.int64], tokens: NDArray[np.int64], logprobs: NDArray[np.float32]
     ) -> Endings | None:

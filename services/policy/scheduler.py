@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 from services.policy.errors import QueueFullError
 
 # Prompts share a cohort while this many cache tokens are lost to padding at most: about what the overhead of
-# one more cohort costs per step, measured on models 128 to 256 wide.
-PADDING_TOKENS_PER_COHORT = 512
+# one more cohort costs per step, by kind of device. Measured on a CPU on models 128 to 256 wide; a GPU reads
+# this much of a 124M model's cache while it launches a cohort's kernels.
+PADDING_TOKENS_PER_COHORT = {"cpu": 512, "cuda": 16384}
 
 # While sequences run, prompts of a call that does not fit as a whole join in gulps of this share of all
 # slots. Joining one by one would make a cohort of each.
@@ -35,6 +36,7 @@ class Limits:
     running_sequences: int
     cache_tokens: int
     waiting_calls: int
+    padding_tokens_per_cohort: int = PADDING_TOKENS_PER_COHORT["cpu"]
 
     def admits(self, *, prompt_tokens: int, samples_per_prompt: int, max_new_tokens: int) -> bool:
         """Whether a prompt can run when nothing else does."""
@@ -116,7 +118,7 @@ class Scheduler:
 
     limits: Limits
     running_sequences: int = 0
-    reserved_cache_tokens: int = 0  # without padding, which PADDING_TOKENS_PER_COHORT bounds
+    reserved_cache_tokens: int = 0  # without padding, which the limits bound
     waiting_calls: int = 0  # calls of which no prompt has been admitted
     _queue: deque[_QueuedCall | ReplaceModel] = field(default_factory=deque)
     _running: dict[int, dict[int, _RunningPrompt]] = field(default_factory=dict)  # call -> prompt -> account
@@ -193,7 +195,7 @@ class Scheduler:
         return [
             CohortPlan(prompts=prompts, samples_per_prompt=samples_per_prompt, max_new_tokens=max_new_tokens)
             for (samples_per_prompt, max_new_tokens), references in admitted.items()
-            for prompts in _cut_by_length(references)
+            for prompts in _cut_by_length(references, self.limits.padding_tokens_per_cohort)
         ]
 
     def _worth_admitting(self, call: _QueuedCall) -> bool:
@@ -233,7 +235,9 @@ def prompt_cache_tokens(prompt_tokens: int, samples_per_prompt: int, max_new_tok
     return prompt_tokens + samples_per_prompt * (max_new_tokens - 1)
 
 
-def _cut_by_length(references: Iterable[PromptReference]) -> list[tuple[PromptReference, ...]]:
+def _cut_by_length(
+    references: Iterable[PromptReference], padding_tokens_per_cohort: int
+) -> list[tuple[PromptReference, ...]]:
     """Cut into groups of similar length; a group's rows are padded to its longest prompt."""
     groups: list[list[PromptReference]] = []
     padding_tokens = 0
@@ -241,7 +245,7 @@ def _cut_by_length(references: Iterable[PromptReference]) -> list[tuple[PromptRe
         references, key=lambda reference: -reference.num_tokens
     ):  # stable: ties keep order
         padding_tokens += groups[-1][0].num_tokens - reference.num_tokens if groups else 0
-        if not groups or padding_tokens > PADDING_TOKENS_PER_COHORT:
+        if not groups or padding_tokens > padding_tokens_per_cohort:
             groups.append([])
             padding_tokens = 0
         groups[-1].append(reference)

@@ -10,7 +10,7 @@ from andon.modeling.attention import packed_attention
 from andon.modeling.errors import UnsupportedArchitectureError
 from andon.modeling.tree_layout import TreeLayout
 from andon.modeling.trees import Tree
-from andon.modeling.varlen_attention import VarlenAttention, can_attend
+from andon.modeling.varlen_attention import Kernel, VarlenAttention, can_attend
 
 
 def attention_by_loops(
@@ -136,7 +136,7 @@ def varlen_by_loops(
     *,
     scale: float,
     window_size: tuple[int, int],
-    enable_gqa: bool,
+    enable_gqa: bool = False,
 ) -> Tensor:
     """What torch's variable-length kernel computes on GPUs: a sequence's last query sees its last key."""
     assert query_ends.dtype == key_ends.dtype == torch.int32
@@ -164,20 +164,22 @@ def varlen_by_loops(
     return torch.cat(parts)
 
 
+@pytest.mark.parametrize("shares_keys", [True, False])
 @pytest.mark.parametrize("window", [None, 1, 4])
 @pytest.mark.parametrize(
     "read", [None, [3, 4, 5], [0, 7, 9, 20], [40, 41, 50, 61, 70, 71, 90, 93], list(range(1, 95, 2))]
 )
 @pytest.mark.parametrize("trees", [TREES, TREES[:4]], ids=["trees", "sequences"])
 def test_a_variable_length_kernel_gets_the_right_keys(
-    trees: list[Tree], read: list[int] | None, window: int | None
+    trees: list[Tree], read: list[int] | None, window: int | None, shares_keys: bool
 ) -> None:
     query, key, value = random_heads(sum(tree.num_tokens for tree in trees))
     for tensor in (query, key, value):
         tensor.requires_grad_()
     if read is not None:
         read = [token for token in read if token < query.shape[2]]
-    attention = VarlenAttention(trees, read=read, device=torch.device("cpu"), kernel=varlen_by_loops)
+    kernel = Kernel(function=varlen_by_loops, shares_keys=shares_keys)
+    attention = VarlenAttention(trees, read=read, device=torch.device("cpu"), kernel=kernel)
     asked = query if read is None else query[:, :, read]
     output = attention.attend(asked, key, value, scaling=0.3, sliding_window=window)[0]
     expected = attention_by_loops(trees, query, key, value, window)

@@ -11,6 +11,7 @@ from andon.modeling.loading import load_causal_lm, new_causal_lm, save_model
 from andon.modeling.text import TextCodec, word_level_codec
 from andon.modeling.versions import ModelVersion
 from services.policy.call import FinishedSequence, SampleCall, SamplingParameters
+from services.policy.captured_step import Record
 from services.policy.engine import CallRun, Engine, EngineLimits, PromptStart
 
 COMMON = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 3, "max_position_embeddings": 96}
@@ -125,6 +126,19 @@ def make_call(
     )
 
 
+class Steps:
+    """How the engines of a test carry out their steps."""
+
+    record: Record | None = None
+
+
+@pytest.fixture(params=["launched", "repeated"])
+def steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps kernel by kernel, and as on a GPU; here what repeats a step is the step itself."""
+    if request.param == "repeated":
+        monkeypatch.setattr(Steps, "record", staticmethod(lambda step: step))
+
+
 def make_engine(
     model: PreTrainedModel,
     codec: TextCodec | None = None,
@@ -144,6 +158,7 @@ def make_engine(
             max_stop_tokens=4,
             prefill_tokens=prefill_tokens,
         ),
+        record=Steps.record,
     )
 
 

@@ -13,6 +13,8 @@ from services.policy.call import FinishedSequence, FinishReason
 
 from .conftest import cohort_of, make_call, make_engine, random_prompts, run_to_end, sample_all
 
+pytestmark = pytest.mark.usefixtures("steps")
+
 RAGGED = (5, 17, 1, 17, 30, 9)
 
 Load = Callable[[str], PreTrainedModel]
