@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.documents import put_between_marks
 from benchmarks.gpu_models import ARCHITECTURES, dtype_of, store_models
-from benchmarks.gpu_works import ALL_WORKS, FULL, NANO, Place, Way, Work, has_trl
+from benchmarks.gpu_works import ALL_WORKS, FULL, NANO, Place, Way, Work, forget_models, has_trl
 from benchmarks.run import DOCUMENT, RESULTS
 
 NO_SUCH_DEVICE = 2  # exit code
@@ -233,6 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         continue
                     print(f"{shape}: {work.name} ...", file=sys.stderr, flush=True)
                     rows += rows_of(work, place, shape, device, rounds=arguments.rounds, peak=peak)
+            forget_models()
     print(table(rows))
     if not arguments.only and not arguments.no_results:
         write(rows, device, peak)

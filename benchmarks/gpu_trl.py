@@ -19,13 +19,12 @@ if TYPE_CHECKING:
     from benchmarks.gpu_works import Place
 
 Pair = tuple[Sequence[int], Sequence[int], Sequence[int]]  # a document, the better and the worse summary
-BATCH_PAIRS = 8  # in a forward pass
 
 
 @contextmanager
 def reward_step(place: Place, pairs: Sequence[Pair]) -> Iterator[Callable[[], None]]:
     """One optimizer step of RewardTrainer over all pairs."""
-    batch_pairs = min(BATCH_PAIRS, len(pairs))
+    batch_pairs = min(place.size.peer_training_batch, len(pairs))
     with tempfile.TemporaryDirectory() as folder:
         trainer = RewardTrainer(
             model=_float32(place, AutoModelForSequenceClassification, place.stored.scorer).train(),
@@ -64,7 +63,7 @@ def reward_step(place: Place, pairs: Sequence[Pair]) -> Iterator[Callable[[], No
 def ppo_update(place: Place, prompts: Sequence[Sequence[int]]) -> Iterator[Callable[[], None]]:
     """One update of PPOTrainer, one episode per prompt."""
     size = place.size
-    micro = min(size.peer_batch, len(prompts))
+    micro = min(size.peer_training_batch, len(prompts))
     lm, scorer = place.stored.lm, place.stored.scorer
     with tempfile.TemporaryDirectory() as folder:
         trainer = PPOTrainer(
@@ -77,7 +76,7 @@ def ppo_update(place: Place, prompts: Sequence[Sequence[int]]) -> Iterator[Calla
                 total_episodes=len(prompts),
                 response_length=size.response,
                 temperature=TEMPERATURE,
-                local_rollout_forward_batch_size=len(prompts),
+                local_rollout_forward_batch_size=min(size.peer_batch, len(prompts)),
                 learning_rate=1e-6,
                 report_to="none",
                 num_sample_generations=0,
@@ -87,8 +86,9 @@ def ppo_update(place: Place, prompts: Sequence[Sequence[int]]) -> Iterator[Calla
             ),
             processing_class=_tokenizer(place, padding_side="left"),
             model=_float32(place, AutoModelForCausalLM, lm),
-            ref_model=_float32(place, AutoModelForCausalLM, lm),
-            reward_model=_float32(place, AutoModelForSequenceClassification, scorer),
+            # Frozen ones are served in the same format as ours.
+            ref_model=place.peer(AutoModelForCausalLM, lm),
+            reward_model=place.peer(AutoModelForSequenceClassification, scorer),
             value_model=_float32(place, AutoModelForSequenceClassification, scorer),
             train_dataset=Dataset.from_dict({"input_ids": [list(prompt) for prompt in prompts]}),
         )

@@ -7,12 +7,14 @@ trainer's own ``precision``, TRL through its own setting.
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,12 +53,17 @@ class Size:
     prompt: tuple[int, int]  # shortest and longest, tokens
     response: int
     peer_batch: int
+    peer_training_batch: int  # in a pass with gradients, whose logits and activations must fit beside ours
     token_budget: int
     epochs: int = 4
 
 
-FULL = Size(documents=64, prompt=(128, 512), response=48, peer_batch=32, token_budget=16384)
-NANO = Size(documents=4, prompt=(4, 12), response=4, peer_batch=2, token_budget=64, epochs=1)
+FULL = Size(
+    documents=64, prompt=(128, 512), response=48, peer_batch=32, peer_training_batch=8, token_budget=16384
+)
+NANO = Size(
+    documents=4, prompt=(4, 12), response=4, peer_batch=2, peer_training_batch=2, token_budget=64, epochs=1
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,17 +111,37 @@ class Place:
         ]
 
     def lm(self) -> Any:
-        """Ours, for serving."""
-        return load_causal_lm(self.stored.lm, dtype=self.dtype, device=self.device)
+        """Ours, for serving: loaded once, nobody changes it."""
+        return _lm(self.stored.lm, self.dtype, self.device)
 
     def scorer(self) -> Any:
-        """Ours, for serving."""
-        return load_scorer(self.stored.scorer, dtype=self.dtype, device=self.device)
+        """Ours, for serving: loaded once, nobody changes it."""
+        return _scorer(self.stored.scorer, self.dtype, self.device)
 
-    def peer(self, auto_class: Any, folder: Any, **options: Any) -> Any:
-        """Plain transformers."""
-        model = auto_class.from_pretrained(folder, dtype=dtype_of(self.dtype), **options)
-        return model.to(self.device).eval()
+    def peer(self, auto_class: Any, folder: Path) -> Any:
+        """Plain transformers: loaded once, nobody changes it."""
+        return _peer(auto_class, folder, self.dtype, self.device)
+
+
+@cache
+def _lm(folder: Path, dtype: str, device: str) -> Any:
+    return load_causal_lm(folder, dtype=dtype, device=device)
+
+
+@cache
+def _scorer(folder: Path, dtype: str, device: str) -> Any:
+    return load_scorer(folder, dtype=dtype, device=device)
+
+
+@cache
+def _peer(auto_class: Any, folder: Path, dtype: str, device: str) -> Any:
+    return auto_class.from_pretrained(folder, dtype=dtype_of(dtype)).to(device).eval()
+
+
+def forget_models() -> None:
+    """Free the models that were loaded for serving."""
+    for loaded in (_lm, _scorer, _peer):
+        loaded.cache_clear()
 
 
 def has_trl() -> bool:
@@ -249,7 +276,8 @@ def sampling(place: Place, samples: int) -> Iterator[Work]:
 
         return Way(run=run, flops=cost.of_sequences(trees, logits=True), tokens=tokens)
 
-    batched = place.peer(AutoModelForCausalLM, place.stored.lm)  # its attention will be another one
+    # Not the one above: its attention will be another one.
+    batched = copy.deepcopy(theirs)
 
     def continuously() -> None:
         answers = batched.generate_batch(
