@@ -177,6 +177,13 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def progress(row: Row) -> str:
+    """A line for who watches."""
+    if row.peer_seconds is None:
+        return f"  {row.seconds * 1000:.1f} ms"
+    return f"  {row.seconds * 1000:.1f} ms, {row.peer} {row.peer_seconds * 1000:.1f} ms: {row.ratio:.2f}"
+
+
 def write(rows: Sequence[Row], device: Device, peak: float) -> None:
     """Write ``results/gpu.json`` and the table in docs/performance.md."""
     result = {
@@ -232,7 +239,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                     if arguments.only not in work.name:
                         continue
                     print(f"{shape}: {work.name} ...", file=sys.stderr, flush=True)
-                    rows += rows_of(work, place, shape, device, rounds=arguments.rounds, peak=peak)
+                    measured = rows_of(work, place, shape, device, rounds=arguments.rounds, peak=peak)
+                    for row in measured:
+                        print(progress(row), file=sys.stderr, flush=True)
+                    rows += measured
             forget_models()
     print(table(rows))
     if not arguments.only and not arguments.no_results:

@@ -26,6 +26,8 @@ _SCHEMA = (
 
 # A sampler with one or two sequences has fewer rows: reading the weights is all there, and MKL reads faster.
 _FEWEST_ROWS = 3
+# Multiplications below which MKL has finished before oneDNN has begun: 128 rows of a layer 128 wide.
+_FEWEST_MULTIPLICATIONS = 1 << 21
 
 
 def use_fast_products(model: nn.Module) -> None:
@@ -123,6 +125,7 @@ def _is_fit(rows: Tensor, weight: Tensor) -> bool:
         rows.dtype == weight.dtype == torch.float32
         and rows.device.type == weight.device.type == "cpu"
         and rows.numel() >= _FEWEST_ROWS * rows.shape[-1]
+        and rows.numel() * weight.numel() >= _FEWEST_MULTIPLICATIONS * rows.shape[-1]
         and not torch.is_autocast_enabled("cpu")
     )
 

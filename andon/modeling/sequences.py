@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from andon.errors import InvalidArgumentError
@@ -131,8 +133,9 @@ def pack(groups: Sequence[PromptGroup], device: torch.device | str = "cpu") -> P
     # ``groups``.
     order = sorted(range(len(groups)), key=lambda index: _size_key(groups[index]))
     begin_of_group = [0] * len(groups)
-    input_ids: list[int] = []
-    position_ids: list[int] = []
+    num_tokens = 0
+    rows: list[NDArray[np.int64]] = []  # of one part of one group each, as all lists below
+    positions: list[NDArray[np.int64]] = []
     trees: list[Tree] = []
     for index in order:
         group = groups[index]
@@ -140,42 +143,41 @@ def pack(groups: Sequence[PromptGroup], device: torch.device | str = "cpu") -> P
             raise InvalidArgumentError("a prompt is empty", reason="EMPTY_PROMPT", item=index)
         if not group.responses or not all(group.responses):
             raise InvalidArgumentError("a response is empty or missing", reason="EMPTY_RESPONSE", item=index)
-        begin_of_group[index] = len(input_ids)
+        begin_of_group[index] = num_tokens
         prompt_tokens = len(group.prompt)
-        input_ids += group.prompt
-        position_ids += range(prompt_tokens)
-        for response in group.responses:
-            input_ids += response
-            position_ids += range(prompt_tokens, prompt_tokens + len(response))
         sizes = tuple(len(response) for response in group.responses)
+        rows += [np.asarray(part, dtype=np.int64) for part in (group.prompt, *group.responses)]
+        positions.append(np.arange(prompt_tokens))
+        positions += [np.arange(prompt_tokens, prompt_tokens + size) for size in sizes]
         trees.append(Tree(prompt_tokens=prompt_tokens, response_tokens=sizes))
+        num_tokens += trees[-1].num_tokens
+    input_ids = np.concatenate(rows)
 
-    predict_index: list[int] = []
-    token_index: list[int] = []
-    target_ids: list[int] = []
+    predicting: list[NDArray[np.int64]] = []
+    places: list[NDArray[np.int64]] = []
     lengths: list[int] = []
     for begin, group in zip(begin_of_group, groups, strict=True):
         prompt_end = place = begin + len(group.prompt)
         for response in group.responses:
-            predict_index.append(prompt_end - 1)
-            predict_index += range(place, place + len(response) - 1)
-            token_index += range(place, place + len(response))
-            target_ids += response
+            end = place + len(response)
+            predicting += [np.asarray([prompt_end - 1]), np.arange(place, end - 1)]
+            places.append(np.arange(place, end))
             lengths.append(len(response))
-            place += len(response)
+            place = end
+    token_index = np.concatenate(places)
 
-    response_lengths = torch.tensor(lengths, device=device)
+    def tensor(numbers: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(numbers).to(device)
+
     return PackedBatch(
-        input_ids=torch.tensor([input_ids], device=device),
-        position_ids=torch.tensor([position_ids], device=device),
+        input_ids=tensor(input_ids)[None],
+        position_ids=tensor(np.concatenate(positions))[None],
         layout=TreeLayout(trees, device=device),
-        predict_index=torch.tensor(predict_index, device=device),
-        token_index=torch.tensor(token_index, device=device),
-        target_ids=torch.tensor(target_ids, device=device),
-        response_lengths=response_lengths,
-        response_of_token=torch.repeat_interleave(
-            torch.arange(len(lengths), device=device), response_lengths, output_size=len(target_ids)
-        ),
+        predict_index=tensor(np.concatenate(predicting)),
+        token_index=tensor(token_index),
+        target_ids=tensor(input_ids[token_index]),
+        response_lengths=torch.tensor(lengths, device=device),
+        response_of_token=tensor(np.repeat(np.arange(len(lengths)), lengths)),
     )
 
 

@@ -40,6 +40,7 @@ class GraphRecorder:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
+        self._latest: torch.cuda.CUDAGraph | None = None  # keeps the pool, which goes with its last graph
 
     def __call__(self, step: Callable[[], None]) -> Callable[[], None]:
         """Raises RuntimeError for a step that cannot be recorded, such as one that waits for the device."""
@@ -55,6 +56,7 @@ class GraphRecorder:
             finally:
                 graph.capture_end()
         here.wait_stream(stream)
+        self._latest = graph
         return graph.replay
 
 

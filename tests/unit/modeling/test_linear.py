@@ -68,6 +68,7 @@ def test_a_model_keeps_its_weights_names_and_types(monkeypatch: pytest.MonkeyPat
     model = Pair()
     names, before = list(model.state_dict()), model(torch.arange(6))
     monkeypatch.setattr(linear_module, "has_slow_default", lambda: True)
+    monkeypatch.setattr(linear_module, "_FEWEST_MULTIPLICATIONS", 1)
     use_fast_products(model)
     assert type(model.head) is OneDnnLinear
     assert isinstance(model.head, nn.Linear)
@@ -98,3 +99,23 @@ def test_other_types_go_the_usual_way(dtype: torch.dtype) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert layer(inputs.float()).dtype == torch.bfloat16
     assert layer(torch.zeros(0, 5)).shape == (0, 3)
+
+
+@needs_operator
+def test_small_products_stay_where_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[torch.Size] = []
+
+    def note(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        given.append(rows.shape)
+        return linear(rows, weight, bias)
+
+    monkeypatch.setattr(linear_module, "linear", note)
+    layer = nn.Linear(128, 128)
+    layer.__class__ = OneDnnLinear
+    for rows in (1, 127, 128, 500):
+        layer(torch.zeros(rows, 128))
+    wide = nn.Linear(2048, 2048)
+    wide.__class__ = OneDnnLinear
+    for rows in (2, 3):
+        wide(torch.zeros(rows, 2048))
+    assert given == [(128, 128), (500, 128), (3, 2048)]
