@@ -29,17 +29,18 @@ from benchmarks.gpu_works import ALL_WORKS, FULL, NANO, Place, Way, Work, forget
 from benchmarks.run import DOCUMENT, RESULTS
 
 NO_SUCH_DEVICE = 2  # exit code
+NO_TRL = "(TRL is not installed)"
 MATRIX_SIZE = {"cuda": 8192, "cpu": 256}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """Ours against one peer; without one where TRL is missing."""
+    """Ours against one peer."""
 
     work: str
     shape: str
     dtype: str
-    peer: str | None
+    peer: str  # or why there is none
     ratio: float | None  # the peer's seconds over ours, median over rounds
     low: float | None
     high: float | None
@@ -106,13 +107,20 @@ class Device:
 
 
 def rows_of(work: Work, place: Place, shape: str, device: Device, *, rounds: int, peak: float) -> list[Row]:
-    """Run ours and the peers in turn; the first round is a warm-up."""
+    """Run ours and the peers in turn; the first round is a warm-up. A peer for which the memory does not
+    suffice is left out.
+    """
     ways = {"": work.ours, **work.peers}
     taken: dict[str, list[Timed]] = {name: [] for name in ways}
     for _ in range(1 + rounds):
-        for name, way in ways.items():
-            taken[name].append(device.timed(way.run))
-    measured = {name: runs[1:] for name, runs in taken.items()}
+        for name, way in list(ways.items()):
+            try:
+                taken[name].append(device.timed(way.run))
+            except torch.OutOfMemoryError:
+                if not name:
+                    raise
+                del ways[name]
+    measured = {name: taken[name][1:] for name in ways}
 
     def seconds(name: str) -> float:
         return statistics.median(run.seconds for run in measured[name])
@@ -125,7 +133,9 @@ def rows_of(work: Work, place: Place, shape: str, device: Device, *, rounds: int
         return round(max(held), 1) if held else None
 
     rows = []
-    for peer in work.peers or {None: None}:
+    for name in work.peers or {None: None}:
+        peer = name if name in ways else None
+        without = NO_TRL if name is None else f"{name}: out of memory"
         ratios = []
         if peer is not None:
             pairs = zip(measured[peer], measured[""], strict=True)
@@ -135,7 +145,7 @@ def rows_of(work: Work, place: Place, shape: str, device: Device, *, rounds: int
                 work=work.name,
                 shape=shape,
                 dtype=place.dtype,
-                peer=peer,
+                peer=without if peer is None else peer,
                 ratio=round(statistics.median(ratios), 3) if ratios else None,
                 low=round(min(ratios), 3) if ratios else None,
                 high=round(max(ratios), 3) if ratios else None,
@@ -164,7 +174,7 @@ def table(rows: Sequence[Row]) -> str:
         cells = (
             row.work,
             f"{row.shape}, {row.dtype}",
-            row.peer or "(TRL is not installed)",
+            row.peer,
             "" if row.ratio is None else f"{row.ratio:.2f}",
             spread,
             f"{row.tokens_per_s:,.0f}",
@@ -240,13 +250,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                         continue
                     print(f"{shape}: {work.name} ...", file=sys.stderr, flush=True)
                     measured = rows_of(work, place, shape, device, rounds=arguments.rounds, peak=peak)
-                    for row in measured:
-                        print(progress(row), file=sys.stderr, flush=True)
-                    rows += measured
+                for row in measured:
+                    print(progress(row), file=sys.stderr, flush=True)
+                rows += measured
+                if not arguments.only and not arguments.no_results:
+                    write(rows, device, peak)  # so that what was measured outlives a run that is broken off
             forget_models()
     print(table(rows))
-    if not arguments.only and not arguments.no_results:
-        write(rows, device, peak)
     return 0
 
 

@@ -43,7 +43,7 @@ def test_every_work_runs_on_the_cpu_and_is_written_down(
         "continuous batching",
     }
     assert all(row["tokens_per_s"] > 0 and row["flop_utilisation"] >= 0 for row in rows)
-    assert all(row["ratio"] > 0 for row in rows if row["peer"] is not None)
+    assert all(row["ratio"] > 0 for row in rows if row["peer"] != gpu.NO_TRL)
     assert gpu.DOCUMENT.read_text().count(shape) == len(rows)
 
 
@@ -98,6 +98,23 @@ def test_ratios_are_taken_per_round_and_the_first_is_a_warm_up(tmp_path: Path) -
     assert (row.ratio, row.low, row.high) == (2.0, 1.0, 4.0)
     assert (row.seconds, row.tokens_per_s, row.flop_utilisation) == (1.0, 30.0, 0.5)
     assert (row.peer_seconds, row.peer_flop_utilisation) == (4.0, 0.25)
+
+
+def test_a_peer_without_enough_memory_is_named(tmp_path: Path) -> None:
+    def too_much() -> None:
+        raise torch.OutOfMemoryError
+
+    architecture = ARCHITECTURES["nano"]
+    stored = store_models(architecture, tmp_path)
+    work = Work(
+        name="w",
+        ours=Way(run=lambda: 1.0, flops=50.0, tokens=30.0),
+        peers={"p": Way(run=too_much, flops=100.0, tokens=30.0)},
+    )
+    place = Place(architecture=architecture, stored=stored, size=NANO, device="cpu", dtype="float32")
+    (row,) = gpu.rows_of(work, place, "nano", FakeDevice("cpu"), rounds=2, peak=100.0)
+    assert (row.peer, row.ratio, row.peer_seconds, row.seconds) == ("p: out of memory", None, None, 1.0)
+    assert "p: out of memory" in gpu.table([row])
 
 
 def test_rankings_have_as_many_responses_as_are_asked_for(tmp_path: Path) -> None:
