@@ -10,13 +10,13 @@ at the nano shapes, it shows that everything runs; its numbers then say nothing.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.documents import put_between_marks
 from benchmarks.gpu_models import ARCHITECTURES, dtype_of, store_models
-from benchmarks.gpu_works import ALL_WORKS, FULL, NANO, Place, Way, Work, forget_models, has_trl
+from benchmarks.gpu_works import SIZES, Place, Way, Work, forget_models, has_trl, plans
 from benchmarks.run import DOCUMENT, RESULTS
 
 NO_SUCH_DEVICE = 2  # exit code
@@ -80,6 +80,12 @@ class Device:
         if self.kind == "cuda":
             torch.cuda.synchronize(self.name)
 
+    def free(self) -> None:
+        """Give back what trainers, which hold themselves, kept."""
+        gc.collect()
+        if self.kind == "cuda":
+            torch.cuda.empty_cache()
+
     def timed(self, work: Callable[[], object]) -> Timed:
         """Run it once."""
         before = 0
@@ -106,7 +112,9 @@ class Device:
         return 2 * size**3 / best
 
 
-def rows_of(work: Work, place: Place, shape: str, device: Device, *, rounds: int, peak: float) -> list[Row]:
+def rows_of(
+    name_of_work: str, work: Work, place: Place, shape: str, device: Device, *, rounds: int, peak: float
+) -> list[Row]:
     """Run ours and the peers in turn; the first round is a warm-up. A peer for which the memory does not
     suffice is left out.
     """
@@ -142,7 +150,7 @@ def rows_of(work: Work, place: Place, shape: str, device: Device, *, rounds: int
             ratios = [theirs.seconds / ours.seconds for theirs, ours in pairs]
         rows.append(
             Row(
-                work=work.name,
+                work=name_of_work,
                 shape=shape,
                 dtype=place.dtype,
                 peer=without if peer is None else peer,
@@ -195,20 +203,27 @@ def progress(row: Row) -> str:
 
 
 def write(rows: Sequence[Row], device: Device, peak: float) -> None:
-    """Write ``results/gpu.json`` and the table in docs/performance.md."""
-    result = {
-        "machine": {
-            "hardware": device.hardware,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-        "matmul_flops_per_s": peak,
-        "rows": [asdict(row) for row in rows],
-    }
+    """Write ``results/gpu.json`` and the table in docs/performance.md.
+
+    Earlier rows of the same hardware and torch stay where these have no others.
+    """
+    machine = {"hardware": device.hardware, "torch": torch.__version__, "python": platform.python_version()}
+    path = RESULTS / "gpu.json"
+    earlier = json.loads(path.read_text()) if path.is_file() else {"machine": None}
+    kept = [Row(**row) for row in earlier["rows"]] if earlier["machine"] == machine else []
+    measured = {(row.shape, row.dtype, row.work) for row in rows}
+    kept = [row for row in kept if (row.shape, row.dtype, row.work) not in measured]
+    both = sorted((*kept, *rows), key=_place_in_table)
+    result = {"machine": machine, "matmul_flops_per_s": peak, "rows": [asdict(row) for row in both]}
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "gpu.json").write_text(json.dumps(result, indent=2) + "\n")
+    path.write_text(json.dumps(result, indent=2) + "\n")
     head = f"On one {device.hardware}, torch {torch.__version__}:"
-    put_between_marks(DOCUMENT, "gpu", f"{head}\n\n{table(rows)}")
+    put_between_marks(DOCUMENT, "gpu", f"{head}\n\n{table(both)}")
+
+
+def _place_in_table(row: Row) -> tuple[int, str, int]:
+    names = [plan.name for plan in plans(SIZES[row.shape])]
+    return list(ARCHITECTURES).index(row.shape), row.dtype, names.index(row.work)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -218,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.add_argument("--shape", choices=ARCHITECTURES, action="append", help="default: 124m and 1b-llama")
     flags.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     flags.add_argument("--rounds", type=int, default=3)
-    flags.add_argument("--only", default="", help="only works whose name contains this; nothing is written")
+    flags.add_argument("--only", action="append", help="only works whose name contains this; may be repeated")
     flags.add_argument("--no-results", action="store_true", help="write nothing")
     arguments = flags.parse_args(argv)
     if arguments.rounds < 1:
@@ -239,21 +254,24 @@ def main(argv: Sequence[str] | None = None) -> int:
             place = Place(
                 architecture=architecture,
                 stored=store_models(architecture, Path(folder)),
-                size=NANO if shape.startswith("nano") else FULL,
+                size=SIZES[shape],
                 device=arguments.device,
                 dtype=arguments.dtype,
             )
-            for make in ALL_WORKS:
-                opened: AbstractContextManager[Work] = make(place)
-                with opened as work:
-                    if arguments.only not in work.name:
-                        continue
-                    print(f"{shape}: {work.name} ...", file=sys.stderr, flush=True)
-                    measured = rows_of(work, place, shape, device, rounds=arguments.rounds, peak=peak)
+            for plan in plans(place.size):
+                if arguments.only and not any(part in plan.name for part in arguments.only):
+                    continue
+                print(f"{shape}: {plan.name} ...", file=sys.stderr, flush=True)
+                with plan.make(place) as work:
+                    measured = rows_of(
+                        plan.name, work, place, shape, device, rounds=arguments.rounds, peak=peak
+                    )
+                del work
+                device.free()
                 for row in measured:
                     print(progress(row), file=sys.stderr, flush=True)
                 rows += measured
-                if not arguments.only and not arguments.no_results:
+                if not arguments.no_results:
                     write(rows, device, peak)  # so that what was measured outlives a run that is broken off
             forget_models()
     print(table(rows))

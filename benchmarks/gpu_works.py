@@ -10,9 +10,9 @@ from __future__ import annotations
 import copy
 import importlib.util
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -55,15 +55,36 @@ class Size:
     peer_batch: int
     peer_training_batch: int  # in a pass with gradients, whose logits and activations must fit beside ours
     token_budget: int
+    training_token_budget: int
     epochs: int = 4
 
 
 FULL = Size(
-    documents=64, prompt=(128, 512), response=48, peer_batch=32, peer_training_batch=8, token_budget=16384
+    documents=64,
+    prompt=(128, 512),
+    response=48,
+    peer_batch=32,
+    peer_training_batch=8,
+    token_budget=16384,
+    training_token_budget=16384,
 )
 NANO = Size(
-    documents=4, prompt=(4, 12), response=4, peer_batch=2, peer_training_batch=2, token_budget=64, epochs=1
+    documents=4,
+    prompt=(4, 12),
+    response=4,
+    peer_batch=2,
+    peer_training_batch=2,
+    token_budget=64,
+    training_token_budget=64,
+    epochs=1,
 )
+SIZES: Mapping[str, Size] = {
+    "nano": NANO,
+    "nano-llama": NANO,
+    "124m": FULL,
+    # Activations of two networks of 1.2B must fit beside the weights and Adam's moments of four.
+    "1b-llama": replace(FULL, training_token_budget=8192),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +100,6 @@ class Way:
 class Work:
     """Ours, and the peers by name; none where TRL is wanted and not installed."""
 
-    name: str
     ours: Way
     peers: dict[str, Way]
 
@@ -186,7 +206,6 @@ def scoring(place: Place, summaries: int) -> Iterator[Work]:
 
     sequences = _sequences(groups)
     yield Work(
-        name=f"reward scores, {summaries} per document",
         ours=Way(
             run=_packed(place, groups, forward),
             flops=cost.of_trees(trees, logits=False),
@@ -231,7 +250,6 @@ def logprobs_of_responses(place: Place) -> Iterator[Work]:
         return Way(run=run, flops=cost.of_sequences(trees, logits=True), tokens=_num_tokens(groups))
 
     yield Work(
-        name="log-probabilities of responses",
         ours=Way(
             run=_packed(place, groups, forward),
             flops=cost.of_trees(trees, logits=True),
@@ -304,7 +322,6 @@ def sampling(place: Place, samples: int) -> Iterator[Work]:
     runner = make_runner(served, PolicyConfig(token_budget=size.token_budget))
     try:
         yield Work(
-            name=f"sampling, {len(prompts)} prompts x {samples}",
             ours=Way(
                 run=lambda: sample(
                     runner,
@@ -347,7 +364,9 @@ def reward_training(place: Place, summaries: int) -> Iterator[Work]:
         )
         for group in groups
     ]
-    learning = PreferenceLearning(ours, elements, [], token_budget=size.token_budget, device=place.device)
+    learning = PreferenceLearning(
+        ours, elements, [], token_budget=size.training_token_budget, device=place.device
+    )
     updater = Updater(ours, OptimizationConfig(learning_rate=1e-5), total_steps=1_000_000)
 
     def step() -> None:
@@ -372,7 +391,6 @@ def reward_training(place: Place, summaries: int) -> Iterator[Work]:
                 tokens=_num_tokens(groups),
             )
         yield Work(
-            name=f"reward-model training, rankings of {summaries}",
             ours=Way(
                 run=step,
                 flops=WITH_GRADIENTS * cost.of_trees(trees, logits=False),
@@ -399,7 +417,7 @@ def ppo_update(place: Place, samples: int) -> Iterator[Work]:
         OptimizerSettings(
             epochs=size.epochs,
             minibatches=1,
-            token_budget=size.token_budget,
+            token_budget=size.training_token_budget,
             temperature=TEMPERATURE,
             clip_ratio=0.2,
             clip_value=0.2,
@@ -464,7 +482,6 @@ def ppo_update(place: Place, samples: int) -> Iterator[Work]:
                 )
                 peers["TRL PPOTrainer"] = Way(run=run, flops=flops(cost.of_sequences), tokens=num_tokens)
             yield Work(
-                name=f"PPO update, {samples} per prompt",
                 ours=Way(run=update, flops=flops(cost.of_trees), tokens=num_tokens),
                 peers=peers,
             )
@@ -472,19 +489,35 @@ def ppo_update(place: Place, samples: int) -> Iterator[Work]:
         runner.close()
 
 
-ALL_WORKS: Sequence[Callable[[Place], Any]] = (
-    partial(scoring, summaries=1),
-    partial(scoring, summaries=4),
-    partial(scoring, summaries=9),
-    logprobs_of_responses,
-    partial(sampling, samples=1),
-    partial(sampling, samples=4),
-    partial(reward_training, summaries=2),
-    partial(reward_training, summaries=4),
-    partial(reward_training, summaries=9),
-    partial(ppo_update, samples=1),
-    partial(ppo_update, samples=4),
-)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A work before its models are loaded."""
+
+    name: str
+    make: Callable[[Place], AbstractContextManager[Work]]
+
+
+def plans(size: Size) -> list[Plan]:
+    """All works."""
+    return [
+        *(
+            Plan(name=f"reward scores, {k} per document", make=partial(scoring, summaries=k))
+            for k in (1, 4, 9)
+        ),
+        Plan(name="log-probabilities of responses", make=logprobs_of_responses),
+        *(
+            Plan(
+                name=f"sampling, {max(1, size.documents // k)} prompts x {k}",
+                make=partial(sampling, samples=k),
+            )
+            for k in (1, 4)
+        ),
+        *(
+            Plan(name=f"reward-model training, rankings of {k}", make=partial(reward_training, summaries=k))
+            for k in (2, 4, 9)
+        ),
+        *(Plan(name=f"PPO update, {k} per prompt", make=partial(ppo_update, samples=k)) for k in (1, 4)),
+    ]
 
 
 def _packed(

@@ -23,10 +23,19 @@ from andon.modeling.architecture_check import PLAIN_HEAD
 from andon.modeling.attention import ATTENTION_NAME
 from andon.modeling.sequences import PackedBatch
 
-# Values of the logits that are worked on at a time: their float32 copies stay in the processor's cache.
-_CHUNK_VALUES = 1 << 18
-# Values of the logits that exist at a time, and rows below which the head's product becomes inefficient.
-_LOGITS_AT_A_TIME = 1 << 22
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sizes:
+    """How much of the logits is handled at once, in values."""
+
+    in_float32: int  # float32 copies of them
+    at_all: int  # of the head's product
+
+
+# On a CPU the copies stay in its cache; a GPU needs large parts to be busy, and has the memory.
+_ON_CPU = _Sizes(in_float32=1 << 18, at_all=1 << 22)
+_ON_GPU = _Sizes(in_float32=1 << 27, at_all=1 << 27)
+# Rows below which the head's product becomes inefficient.
 _FEWEST_ROWS_OF_LOGITS = 256
 
 
@@ -83,7 +92,7 @@ def head_statistics(
         statistics = token_statistics(head(part), targets, temperature=temperature, entropy=entropy)
         return statistics.logprobs, statistics.entropies
 
-    rows = max(_FEWEST_ROWS_OF_LOGITS, _LOGITS_AT_A_TIME // vocab_size)
+    rows = max(_FEWEST_ROWS_OF_LOGITS, _sizes_on(states).at_all // vocab_size)
     parts_of_both = torch.split(states, rows), torch.split(target_ids, rows)
     if len(states) <= rows or not torch.is_grad_enabled():
         parts = [of_part(*part) for part in zip(*parts_of_both, strict=True)]
@@ -193,4 +202,8 @@ class _TokenStatistics(torch.autograd.Function):
 
 
 def _rows_per_chunk(logits: Tensor) -> int:
-    return max(1, _CHUNK_VALUES // logits.shape[1])
+    return max(1, _sizes_on(logits).in_float32 // logits.shape[1])
+
+
+def _sizes_on(tensor: Tensor) -> _Sizes:
+    return _ON_CPU if tensor.device.type == "cpu" else _ON_GPU

@@ -82,7 +82,6 @@ class FakeDevice(Device):
 def test_ratios_are_taken_per_round_and_the_first_is_a_warm_up(tmp_path: Path) -> None:
     ours, theirs = iter([9.0, 1.0, 2.0, 1.0]), iter([9.0, 4.0, 4.0, 1.0])
     work = Work(
-        name="w",
         ours=Way(run=lambda: next(ours), flops=50.0, tokens=30.0),
         peers={"p": Way(run=lambda: next(theirs), flops=100.0, tokens=30.0)},
     )
@@ -94,7 +93,7 @@ def test_ratios_are_taken_per_round_and_the_first_is_a_warm_up(tmp_path: Path) -
         device="cpu",
         dtype="float32",
     )
-    (row,) = gpu.rows_of(work, place, "nano", FakeDevice("cpu"), rounds=3, peak=100.0)
+    (row,) = gpu.rows_of("w", work, place, "nano", FakeDevice("cpu"), rounds=3, peak=100.0)
     assert (row.ratio, row.low, row.high) == (2.0, 1.0, 4.0)
     assert (row.seconds, row.tokens_per_s, row.flop_utilisation) == (1.0, 30.0, 0.5)
     assert (row.peer_seconds, row.peer_flop_utilisation) == (4.0, 0.25)
@@ -107,12 +106,11 @@ def test_a_peer_without_enough_memory_is_named(tmp_path: Path) -> None:
     architecture = ARCHITECTURES["nano"]
     stored = store_models(architecture, tmp_path)
     work = Work(
-        name="w",
         ours=Way(run=lambda: 1.0, flops=50.0, tokens=30.0),
         peers={"p": Way(run=too_much, flops=100.0, tokens=30.0)},
     )
     place = Place(architecture=architecture, stored=stored, size=NANO, device="cpu", dtype="float32")
-    (row,) = gpu.rows_of(work, place, "nano", FakeDevice("cpu"), rounds=2, peak=100.0)
+    (row,) = gpu.rows_of("w", work, place, "nano", FakeDevice("cpu"), rounds=2, peak=100.0)
     assert (row.peer, row.ratio, row.peer_seconds, row.seconds) == ("p: out of memory", None, None, 1.0)
     assert "p: out of memory" in gpu.table([row])
 

@@ -231,7 +231,7 @@ def test_a_head_in_parts_gives_the_same_and_never_all_logits(
 
     whole = of(token_statistics(head(states), targets, temperature=0.7, entropy=entropy))
     rows.clear()
-    monkeypatch.setattr(forward, "_LOGITS_AT_A_TIME", 4 * 9)
+    monkeypatch.setattr(forward, "_ON_CPU", forward._Sizes(in_float32=9, at_all=4 * 9))
     monkeypatch.setattr(forward, "_FEWEST_ROWS_OF_LOGITS", 1)
     parts = of(head_statistics(head, states, targets, vocab_size=9, temperature=0.7, entropy=entropy))
     for part, expected in zip(parts, whole, strict=True):
