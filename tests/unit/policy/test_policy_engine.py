@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
+from structlog.testing import capture_logs
 from transformers import PreTrainedModel
 
 from andon.modeling.text import TextCodec
 from services.policy.call import FinishedSequence, FinishReason
 
-from .conftest import cohort_of, make_call, make_engine, random_prompts, run_to_end, sample_all
+from .conftest import Steps, cohort_of, make_call, make_engine, random_prompts, run_to_end, sample_all
 
 pytestmark = pytest.mark.usefixtures("steps")
 
@@ -256,3 +257,49 @@ def test_calls_that_begin_together_survive_endings_at_the_first_token(load: Load
         (2, 7),
         (2, 7),
     ]
+
+
+def test_a_step_is_recorded_again_when_prompts_join_or_leave(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded: list[int] = []
+    repeated: list[int] = []
+
+    def record(step: Callable[[], None]) -> Callable[[], None]:
+        recorded.append(len(repeated))
+
+        def repeat() -> None:
+            repeated.append(len(recorded))
+            step()
+
+        return repeat
+
+    monkeypatch.setattr(Steps, "record", staticmethod(record))
+    engine = make_engine(load("llama"))
+    prompts = random_prompts((5, 9, 2), seed=4)
+    finished = engine.begin([cohort_of(make_call(prompts, call_id=1, max_new_tokens=30))])
+    for _ in range(9):
+        finished += engine.step()
+    assert repeated == [1] * 9  # one of the nine was launched, and one is ahead
+    finished += engine.begin([cohort_of(make_call(prompts, call_id=2, max_new_tokens=12))])
+    for _ in range(11):
+        finished += engine.step()
+    assert len(recorded) == 2
+    run_to_end(engine, finished)
+    assert len(recorded) == 3  # the second call has left
+
+
+def test_a_model_whose_step_cannot_be_recorded_is_served(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts: list[int] = []
+
+    def fail(step: Callable[[], None]) -> Callable[[], None]:
+        attempts.append(1)
+        raise RuntimeError("the step waits for the device")
+
+    call = make_call(random_prompts((5, 9), seed=4), temperature=0, max_new_tokens=12)
+    expected = sample_all(make_engine(load("llama")), call)
+    monkeypatch.setattr(Steps, "record", staticmethod(fail))
+    with capture_logs() as logs:
+        assert tokens_of(sample_all(make_engine(load("llama")), call)) == tokens_of(expected)
+    assert attempts == [1]
+    assert [entry["event"] for entry in logs] == ["step_not_recorded"]
