@@ -25,7 +25,8 @@ import torch
 
 from benchmarks.documents import put_between_marks
 from benchmarks.gpu_models import ARCHITECTURES, dtype_of, store_models
-from benchmarks.gpu_works import SIZES, Place, Way, Work, forget_models, has_trl, plans
+from benchmarks.gpu_place import SIZES, Place, Way, Work, forget_models, has_trl
+from benchmarks.gpu_works import plans
 from benchmarks.run import DOCUMENT, RESULTS
 
 NO_SUCH_DEVICE = 2  # exit code

@@ -16,7 +16,7 @@ from trl.experimental.ppo import PPOConfig, PPOTrainer
 from benchmarks.sampling import TEMPERATURE
 
 if TYPE_CHECKING:
-    from benchmarks.gpu_works import Place
+    from benchmarks.gpu_place import Place
 
 Pair = tuple[Sequence[int], Sequence[int], Sequence[int]]  # a document, the better and the worse summary
 

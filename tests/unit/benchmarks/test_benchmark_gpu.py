@@ -14,7 +14,7 @@ from benchmarks.documents import begin_mark
 from benchmarks.flops import TreeSizes
 from benchmarks.gpu import Device
 from benchmarks.gpu_models import ARCHITECTURES, Cost, store_models
-from benchmarks.gpu_works import NANO, Place, Way, Work
+from benchmarks.gpu_place import NANO, Place, Way, Work
 
 WORKS = {
     *(f"reward scores, {summaries} per document" for summaries in (1, 4, 9)),
