@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import signal
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
@@ -23,6 +24,14 @@ MEMORY_BYTES = 4 * 1024**3
 
 
 def pytest_configure() -> None:
+    """Prepare this process, and what it starts, for all tests."""
+    _keep_temporary_files_in_memory()
+    # A shell starts what runs in its background deaf to Ctrl-C, and so would be every program under test.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _keep_temporary_files_in_memory() -> None:
     """Keep temporary files in memory where there is enough of it: databases wait for the disk at each commit.
 
     A process that is killed loses nothing there, which is what the durability tests are about.
