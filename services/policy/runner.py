@@ -30,6 +30,7 @@ from services.policy.errors import (
 )
 from services.policy.metrics import PolicyMetrics
 from services.policy.scheduler import (
+    GPU_PADDING_BYTES_PER_COHORT,
     PADDING_TOKENS_PER_COHORT,
     Action,
     CallShape,
@@ -367,12 +368,14 @@ class SamplingRunner:
 
     def _limits_for(self, served: ServedModel | None) -> Limits:
         bytes_per_token = 1 if served is None else served.cache_bytes_per_token
-        device = "cpu" if served is None else served.model.device.type
+        padding_tokens = PADDING_TOKENS_PER_COHORT
+        if served is not None and served.model.device.type == "cuda":
+            padding_tokens = max(padding_tokens, GPU_PADDING_BYTES_PER_COHORT // bytes_per_token)
         return Limits(
             running_sequences=self._settings.running_sequences,
             cache_tokens=self._settings.cache_bytes // bytes_per_token,
             waiting_calls=self._settings.waiting_calls,
-            padding_tokens_per_cohort=PADDING_TOKENS_PER_COHORT[device],
+            padding_tokens_per_cohort=padding_tokens,
         )
 
     def _still_fits(self, call: SampleCall, served: ServedModel) -> bool:

@@ -19,10 +19,11 @@ from dataclasses import dataclass, field
 
 from services.policy.errors import QueueFullError
 
-# Prompts share a cohort while this many cache tokens are lost to padding at most: about what the overhead of
-# one more cohort costs per step, by kind of device. Measured on a CPU on models 128 to 256 wide; a GPU reads
-# this much of a 124M model's cache while it launches a cohort's kernels.
-PADDING_TOKENS_PER_COHORT = {"cpu": 512, "cuda": 16384}
+# Prompts share a cohort while no more of the cache is lost to padding: about what one more cohort costs per
+# step. On a CPU in tokens, measured on models 128 to 256 wide; on a GPU, which reads padding while it would
+# launch a cohort's kernels, in bytes.
+PADDING_TOKENS_PER_COHORT = 512
+GPU_PADDING_BYTES_PER_COHORT = 1 << 29
 
 # While sequences run, prompts of a call that does not fit as a whole join in gulps of this share of all
 # slots. Joining one by one would make a cohort of each.
@@ -36,7 +37,7 @@ class Limits:
     running_sequences: int
     cache_tokens: int
     waiting_calls: int
-    padding_tokens_per_cohort: int = PADDING_TOKENS_PER_COHORT["cpu"]
+    padding_tokens_per_cohort: int = PADDING_TOKENS_PER_COHORT
 
     def admits(self, *, prompt_tokens: int, samples_per_prompt: int, max_new_tokens: int) -> bool:
         """Whether a prompt can run when nothing else does."""
