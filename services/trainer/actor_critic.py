@@ -31,6 +31,14 @@ class TrainedPart:
     is_policy: bool  # which of the two learning rates applies
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pass:
+    """What one network gives of a batch."""
+
+    statistics: ResponseStatistics | None  # None of a value network
+    values: Tensor | None  # [T] float32; None of a policy without a value head
+
+
 class ActorCritic(Protocol):
     """A policy and a value function."""
 
@@ -48,10 +56,11 @@ class ActorCritic(Protocol):
         """[T] float32: the value before each response token."""
         ...
 
-    def statistics_and_values(
-        self, batch: PackedBatch, *, temperature: float, entropy: bool
-    ) -> tuple[ResponseStatistics, Tensor]:
-        """Log-probabilities (and entropies), and [T] float32 values; both carry gradients."""
+    def passes(self, batch: PackedBatch, *, temperature: float, entropy: bool) -> Iterator[Pass]:
+        """One network after the other; what they give carries gradients.
+
+        Whoever goes backward through one pass before asking for the next never holds the activations of both.
+        """
         ...
 
     def state(self) -> dict[str, Any]:
@@ -69,6 +78,16 @@ class ActorCriticSource:
 
     policy: str  # a folder or a public name; between ranks whatever the model store finds it by
     scorer: str | None  # of the reward model that the value network begins as; None: a head on the policy
+
+
+def statistics_and_values(
+    actor_critic: ActorCritic, batch: PackedBatch, *, temperature: float
+) -> tuple[ResponseStatistics, Tensor]:
+    """Log-probabilities, and [T] float32 values, of all passes."""
+    passes = list(actor_critic.passes(batch, temperature=temperature, entropy=False))
+    (statistics,) = (one.statistics for one in passes if one.statistics is not None)
+    (values,) = (one.values for one in passes if one.values is not None)
+    return statistics, values
 
 
 def load_actor_critic(source: ActorCriticSource, *, device: str) -> ActorCritic:
@@ -107,12 +126,13 @@ class SeparateValueNetwork:
         """The head's output on the scale of the normalised reward."""
         return self._normalization.gain * token_values(self._scorer, batch) + self._normalization.bias
 
-    def statistics_and_values(
-        self, batch: PackedBatch, *, temperature: float, entropy: bool
-    ) -> tuple[ResponseStatistics, Tensor]:
-        """One pass through each network."""
-        statistics = response_statistics(self._policy, batch, temperature=temperature, entropy=entropy)
-        return statistics, self.values(batch)
+    def passes(self, batch: PackedBatch, *, temperature: float, entropy: bool) -> Iterator[Pass]:
+        """The policy's, then the value network's."""
+        yield Pass(
+            statistics=response_statistics(self._policy, batch, temperature=temperature, entropy=entropy),
+            values=None,
+        )
+        yield Pass(statistics=None, values=self.values(batch))
 
     def state(self) -> dict[str, Any]:
         """Both networks' weights."""
@@ -155,13 +175,11 @@ class SharedValueHead:
         ).last_hidden_state
         return self._from_hidden(hidden, batch)
 
-    def statistics_and_values(
-        self, batch: PackedBatch, *, temperature: float, entropy: bool
-    ) -> tuple[ResponseStatistics, Tensor]:
-        """One pass: the value head reads the hidden state on its way to the language-model head."""
+    def passes(self, batch: PackedBatch, *, temperature: float, entropy: bool) -> Iterator[Pass]:
+        """One: the value head reads the hidden state on its way to the language-model head."""
         with _last_hidden_state(self._policy) as captured:
             statistics = response_statistics(self._policy, batch, temperature=temperature, entropy=entropy)
-        return statistics, self._from_hidden(captured[0], batch)
+        yield Pass(statistics=statistics, values=self._from_hidden(captured[0], batch))
 
     def state(self) -> dict[str, Any]:
         """The weights of the network and of the head."""

@@ -20,12 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from andon.modeling.forward import ResponseStatistics
 from andon.modeling.sequences import PackedBatch, flatten, pack, plan_batches
-from services.trainer.actor_critic import ActorCritic, TrainedPart
+from services.trainer.actor_critic import ActorCritic, Pass, TrainedPart
 from services.trainer.errors import NotFiniteError
 from services.trainer.experience import Experience
-from services.trainer.ppo.losses import policy_loss, value_loss
+from services.trainer.ppo.losses import PolicyLoss, ValueLoss, policy_loss, value_loss
 from services.trainer.ppo.noise_scale import NoiseScaleAverage, noise_scale
 from services.trainer.ranks import Ranks
 
@@ -200,15 +199,14 @@ class PolicyOptimizer:
             own = self._ranks.share_of(half)
             for piece in plan_batches([groups[prompt] for prompt in own], settings.token_budget):
                 part = slices.of([own[index] for index in piece])
-                statistics, values = self._actor_critic.statistics_and_values(
+                for one in self._actor_critic.passes(
                     part.batch, temperature=settings.temperature, entropy=in_first_epoch
-                )
-                if progress.steps_done == 0:
-                    tally.count_mismatch((statistics.logprobs.detach() - part.proximal_logprobs).abs())
-                if statistics.entropies is not None:
-                    tally.add("entropy_nats", float(statistics.entropies.detach().sum()))
-                    tally.add("entropy_tokens", len(statistics.entropies))
-                self._backward(part, statistics, values, num_tokens, tally)
+                ):
+                    if one.statistics is not None and progress.steps_done == 0:
+                        tally.count_mismatch(
+                            (one.statistics.logprobs.detach() - part.proximal_logprobs).abs()
+                        )
+                    self._backward(part, one, num_tokens, tally)
             if half is halves[0] and len(halves) == 2:
                 share = slices.count_tokens(half) / num_tokens
                 sq_norm_of_first_half = self._policy_sq_norm_of_all() / share**2
@@ -263,53 +261,41 @@ class PolicyOptimizer:
             return self._noise.batch_size
         return None
 
-    def _backward(
-        self,
-        part: ExperienceSlice,
-        statistics: ResponseStatistics,
-        values: Tensor,
-        num_tokens: int,
-        tally: _Tally,
-    ) -> None:
+    def _backward(self, part: ExperienceSlice, one: Pass, num_tokens: int, tally: _Tally) -> None:
+        """Add the gradients of what one pass gave."""
         settings = self._settings
-        mask = torch.ones_like(values, dtype=torch.bool)[
-            None
-        ]  # a packed batch holds nothing that does not count
-        policy = policy_loss(
-            statistics.logprobs[None],
-            part.proximal_logprobs[None],
-            part.advantages[None],
-            mask,
-            weights=part.weights[None],
-            clip_ratio=settings.clip_ratio,
-            num_tokens=num_tokens,
-        )
-        value = value_loss(
-            values[None],
-            part.old_values[None],
-            part.returns[None],
-            mask,
-            clip_value=settings.clip_value,
-            num_tokens=num_tokens,
-        )
-        loss: Tensor = policy.loss + settings.value_coefficient * value.loss
-        loss.backward()  # type: ignore[no-untyped-call]
-        shares = torch.stack(
-            [
-                policy.loss.detach(),
-                value.loss.detach(),
-                policy.clip_fraction,
-                value.clip_fraction,
-                policy.approx_kl,
-                policy.ratio_min,
-                policy.ratio_max,
-            ]
-        )
-        *means, smallest, largest = shares.tolist()
-        for name, mean in zip(LOSSES, means, strict=True):
-            tally.add(name, mean)
-        tally.raise_to("ratio_max", largest)
-        tally.raise_to("-ratio_min", -smallest)
+        # A packed batch holds nothing that does not count.
+        mask = torch.ones_like(part.weights, dtype=torch.bool)[None]
+        policy = value = None
+        losses: list[Tensor] = []
+        if one.statistics is not None:
+            policy = policy_loss(
+                one.statistics.logprobs[None],
+                part.proximal_logprobs[None],
+                part.advantages[None],
+                mask,
+                weights=part.weights[None],
+                clip_ratio=settings.clip_ratio,
+                num_tokens=num_tokens,
+            )
+            losses.append(policy.loss)
+        if one.values is not None:
+            value = value_loss(
+                one.values[None],
+                part.old_values[None],
+                part.returns[None],
+                mask,
+                clip_value=settings.clip_value,
+                num_tokens=num_tokens,
+            )
+            losses.append(settings.value_coefficient * value.loss)
+        torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+        if policy is not None:
+            tally.count_policy(policy)
+        if value is not None:
+            tally.count_value(value)
+        if one.statistics is not None and one.statistics.entropies is not None:
+            tally.count_entropies(one.statistics.entropies.detach())
 
     def _apply_gradients(self, update: int) -> dict[str, float]:
         limit = self._settings.max_grad_norm
@@ -333,20 +319,33 @@ class _Tally:
         )
         self._largest = {"mismatch_nats": 0.0, "ratio_max": 1.0, "-ratio_min": -1.0}
 
-    def add(self, name: str, value: float) -> None:
-        """Count a share of a sum."""
-        self._sums[name] += value
+    def count_policy(self, loss: PolicyLoss) -> None:
+        """A pass's shares."""
+        self._sums["policy_loss"] += float(loss.loss.detach())
+        self._sums["policy_clip_ratio"] += float(loss.clip_fraction)
+        self._sums["approx_kl_nats"] += float(loss.approx_kl)
+        self._raise_to("ratio_max", float(loss.ratio_max))
+        self._raise_to("-ratio_min", -float(loss.ratio_min))
 
-    def raise_to(self, name: str, value: float) -> None:
-        """Count one more value of which the largest is wanted."""
-        if not value <= self._largest[name]:  # NaN counts as larger than all
-            self._largest[name] = value
+    def count_value(self, loss: ValueLoss) -> None:
+        """A pass's shares."""
+        self._sums["value_loss"] += float(loss.loss.detach())
+        self._sums["value_clip_ratio"] += float(loss.clip_fraction)
+
+    def count_entropies(self, entropies: Tensor) -> None:
+        """entropies: [T] float32, nats."""
+        self._sums["entropy_nats"] += float(entropies.sum())
+        self._sums["entropy_tokens"] += len(entropies)
 
     def count_mismatch(self, errors: Tensor) -> None:
         """errors: [T] float32, nats."""
-        self.add("mismatch_nats", float(errors.double().sum()))
-        self.add("mismatch_tokens", len(errors))
-        self.raise_to("mismatch_nats", float(errors.max()))
+        self._sums["mismatch_nats"] += float(errors.double().sum())
+        self._sums["mismatch_tokens"] += len(errors)
+        self._raise_to("mismatch_nats", float(errors.max()))
+
+    def _raise_to(self, name: str, value: float) -> None:
+        if not value <= self._largest[name]:  # NaN counts as larger than all
+            self._largest[name] = value
 
     def over(self, ranks: Ranks) -> _Tally:
         """The whole minibatch's."""

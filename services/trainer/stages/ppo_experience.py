@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from andon.modeling.sequences import pack, plan_batches, unpack
-from services.trainer.actor_critic import ActorCritic
+from services.trainer.actor_critic import ActorCritic, statistics_and_values
 from services.trainer.experience import Experience, Proximal, RewardSettings, evaluate_rollout
 from services.trainer.peers import Peers
 from services.trainer.rollout import Responses, RolloutCollector, stack_rows
@@ -96,8 +96,8 @@ class ExperienceMaker:
             for piece in plan_batches(groups, self._token_budget):
                 batch = pack([groups[index] for index in piece], self._actor_critic.policy.device)
                 if with_logprobs:
-                    statistics, flat_values = self._actor_critic.statistics_and_values(
-                        batch, temperature=self._temperature, entropy=False
+                    statistics, flat_values = statistics_and_values(
+                        self._actor_critic, batch, temperature=self._temperature
                     )
                     _scatter(statistics.logprobs, logprobs, responses, piece)
                 else:

@@ -12,7 +12,12 @@ from andon.modeling.forward import response_statistics
 from andon.modeling.normalization import Normalization
 from andon.modeling.sequences import pack, unpack
 from andon.modeling.text import TextCodec
-from services.trainer.actor_critic import ActorCritic, SeparateValueNetwork, SharedValueHead
+from services.trainer.actor_critic import (
+    ActorCritic,
+    SeparateValueNetwork,
+    SharedValueHead,
+    statistics_and_values,
+)
 from services.trainer.policy_optimizer import ExperienceSlices, PolicyOptimizer, UpdateProgress
 from tests.policy_updates import TEMPERATURE, experience_of, settings, tiny_codec, tiny_policy, train
 
@@ -196,7 +201,7 @@ def test_the_noise_scale_is_that_of_the_halves_own_gradients(policy: PreTrainedM
     def mean_gradient(prompts: list[int]) -> torch.Tensor:
         fresh = actor_critic_of(policy)
         part = slices.of(prompts)
-        statistics, _ = fresh.statistics_and_values(part.batch, temperature=TEMPERATURE, entropy=False)
+        statistics, _ = statistics_and_values(fresh, part.batch, temperature=TEMPERATURE)
         # Before the first step the ratio is 1 and its gradient is that of the log-probability.
         (-(statistics.logprobs * part.advantages).mean()).backward()
         gradients = [parameter.grad for parameter in fresh.parts[0].parameters]
