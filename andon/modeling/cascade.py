@@ -264,12 +264,16 @@ def _fits(tokens: int, longest: int) -> bool:
 
 
 def _mask(group: Sequence[_Part], read: Tensor) -> Tensor:
-    """What queries see of their own segment: [segments, 1, queries, keys] bool. Padded keys stand behind."""
+    """What queries see of their own segment: [segments, 1, queries, keys] float32, added to scores.
+
+    Padded keys stand behind all tokens.
+    """
     positions = torch.full((len(group), max(len(segment.queries) for segment in group)), _BEHIND_ALL)
     for row, segment in enumerate(group):
         positions[row, : len(segment.queries)] = read[_slice(segment.queries)] - segment.keys.start
     keys = torch.arange(max(len(segment.keys) for segment in group))
-    return keys <= positions[:, None, :, None]
+    is_seen = keys <= positions[:, None, :, None]
+    return torch.zeros(is_seen.shape).masked_fill_(~is_seen, float("-inf"))
 
 
 def _slice(numbers: range) -> slice:
