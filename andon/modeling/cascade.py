@@ -1,7 +1,6 @@
-"""Attention over a packed row of trees on the CPU in two steps: over a token's own part of its tree, then over
-the prompt that this part continues.
+"""Attention over a packed row of trees on the CPU, in two steps that are joined.
 
-A prompt over itself and a response over itself are plain causal sequences, which are brought into padded
+A token attends to its own part of its tree, and a response's token to the prompt that it continues. A prompt over itself and a response over itself are plain causal sequences, which are brought into padded
 groups of similar length. All responses of a tree attend to their prompt in one rectangle without a mask, in
 which nothing is computed in vain. Their two softmaxes become one by log-sum-exps, and the backward pass of
 each step needs no more than the joined output and log-sum-exp. The literature calls this cascade or
@@ -68,8 +67,8 @@ class CascadeAttention:
         return attended[None]
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
-        """query: [M, heads, size]; key, value: [N, heads, size]. Returns the output, [M, heads, size], and the
-        log-sum-exps of the scores, [M, heads].
+        """query: [M, heads, size]; key, value: [N, heads, size]. Returns the output, [M, heads, size], and
+        the log-sum-exps of the scores, [M, heads].
         """
         own = [
             dense_attention.forward(q, k, v, scaling=scaling, is_causal=mask is None, mask=mask)
@@ -188,7 +187,7 @@ class _Places:
         if with_zeros and len(self._padding):
             placed.index_fill_(0, self._padding, 0.0)
         parts = torch.split(placed, [slots * width for slots, width in self._shapes])
-        return [part.unflatten(0, shape) for part, shape in zip(parts, self._shapes, strict=True)]
+        return [part.view(*shape, *part.shape[1:]) for part, shape in zip(parts, self._shapes, strict=True)]
 
     def back(self, groups: Sequence[Tensor]) -> Tensor:
         """[slots, width, ...] of each group to [rows, ...], in memory of its own; absent rows are zero."""
@@ -206,9 +205,7 @@ def _others(numbers: Sequence[int], count: int) -> Tensor:
     return is_other.nonzero()[:, 0]
 
 
-def _segments_and_crossings(
-    trees: Sequence[Tree], ranks: Sequence[int]
-) -> tuple[list[_Part], list[_Part]]:
+def _segments_and_crossings(trees: Sequence[Tree], ranks: Sequence[int]) -> tuple[list[_Part], list[_Part]]:
     """The sequences that attend to themselves, and responses that attend to their prompt.
 
     A prompt and its only response are one sequence. Parts without queries are left out.

@@ -85,23 +85,13 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return output.view(*rows.shape[:-1], weight.shape[0])
 
 
-def product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """rows @ weight.T + bias by oneDNN, without gradients.
-
-    rows: [N, in]; weight: [out, in]; bias: [out]; all float32 on the CPU. Both factors must be contiguous or
-    the transposes of what is: with other strides the operator is a thousand times slower.
-    """
-    output: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
-    return output
-
-
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None
     ) -> Tensor:  # Any: torch's context
         ctx.save_for_backward(rows, weight)
-        return product(rows, weight, bias)
+        return _product(rows, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -109,7 +99,7 @@ class _Linear(torch.autograd.Function):
         rows, weight = ctx.saved_tensors
         wants_rows, wants_weight, wants_bias = ctx.needs_input_grad
         return (
-            product(gradient, weight.t()) if wants_rows else None,
+            _product(gradient, weight.t()) if wants_rows else None,
             _weight_gradient(rows, gradient) if wants_weight else None,
             gradient.sum(0) if wants_bias else None,
         )
@@ -118,8 +108,14 @@ class _Linear(torch.autograd.Function):
 def _weight_gradient(rows: Tensor, gradient: Tensor) -> Tensor:
     """[out, in]. The operator copies a transposed first factor: let that be the narrower one."""
     if gradient.shape[1] <= rows.shape[1]:
-        return product(gradient.t(), rows.t())
-    return product(rows.t(), gradient.t()).t()
+        return _product(gradient.t(), rows.t())
+    return _product(rows.t(), gradient.t()).t()
+
+
+def _product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """[N, in] and [out, in] to [N, out]."""
+    output: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    return output
 
 
 def _is_fit(rows: Tensor, weight: Tensor) -> bool:
