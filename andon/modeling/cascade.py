@@ -1,11 +1,12 @@
 """Attention over a packed row of trees on the CPU, in two steps that are joined.
 
-A token attends to its own part of its tree, and a response's token to the prompt that it continues. A prompt over itself and a response over itself are plain causal sequences, which are brought into padded
-groups of similar length. All responses of a tree attend to their prompt in one rectangle without a mask, in
-which nothing is computed in vain. Their two softmaxes become one by log-sum-exps, and the backward pass of
-each step needs no more than the joined output and log-sum-exp. The literature calls this cascade or
-shared-prefix attention. ``tree_layout`` uses it where ``can_attend`` says so; index tensors are made once per
-row, not per layer.
+A token attends to its own part of its tree, and a response's token to the prompt that it continues. A prompt
+over itself and a response over itself are plain causal sequences, which are brought into padded groups of
+similar length. All responses of a tree attend to their prompt in one rectangle without a mask, in which
+nothing is computed in vain. Their two softmaxes become one by log-sum-exps, and the backward pass of each
+step needs no more than the joined output and log-sum-exp. The literature calls this cascade or shared-prefix
+attention. ``tree_layout`` uses it where ``can_attend`` says so; index tensors are made once per row, not per
+layer.
 """
 
 from __future__ import annotations
