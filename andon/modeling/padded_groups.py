@@ -2,7 +2,8 @@
 
 Trees of similar size are brought into one group and attended in one kernel call; the padding costs a few per
 cent of the smallest part of the work, while a call per tree would cost more than it saves for short
-sequences. Index tensors are made once per row, not per layer. Called by ``tree_layout``.
+sequences. Index tensors are made once per row, not per layer. Called by ``tree_layout``
+for windows, dropout and devices that neither ``cascade`` nor ``varlen_attention`` serves.
 """
 
 from __future__ import annotations

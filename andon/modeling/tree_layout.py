@@ -2,7 +2,8 @@
 
 A tree is a prompt and the responses to it; a token sees the prompt and what stands before it in its own
 response. The linear layers run on the packed row as it is; for the attention alone the row is taken apart,
-by a variable-length kernel where there is one (``varlen_attention``), into padded groups otherwise.
+by a variable-length kernel where there is one (``varlen_attention``), on the CPU in two steps (``cascade``),
+and into padded groups for what neither computes.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from andon.modeling import cascade, varlen_attention
 from andon.modeling.attention import AttentionLayout
+from andon.modeling.cascade import CascadeAttention
 from andon.modeling.last_layer import RowSelection
 from andon.modeling.padded_groups import PaddedGroups, PaddedQueries
 from andon.modeling.trees import Tree
-from andon.modeling.varlen_attention import VarlenAttention, can_attend
+from andon.modeling.varlen_attention import VarlenAttention
 
 
 class TreeLayout:
@@ -46,8 +49,10 @@ class TreeLayout:
     ) -> Tensor:
         """See ``AttentionLayout``; every layer is treated alike."""
         window = self.window(sliding_window)
-        if can_attend(query, dropout=dropout):
+        if varlen_attention.can_attend(query, dropout=dropout):
             return self._varlen.attend(query, key, value, scaling=scaling, sliding_window=window)
+        if cascade.can_attend(query, sliding_window=window, dropout=dropout):
+            return self._cascade.attend(query, key, value, scaling=scaling)
         return self.padded.attend(query, key, value, scaling=scaling, sliding_window=window, dropout=dropout)
 
     def reading(self, index: Tensor) -> AttentionLayout:
@@ -62,6 +67,10 @@ class TreeLayout:
     def padded(self) -> PaddedGroups:
         """The row in padded groups."""
         return PaddedGroups(self.trees, device=self.device)
+
+    @cached_property
+    def _cascade(self) -> CascadeAttention:
+        return CascadeAttention(self.trees)
 
     @cached_property
     def _varlen(self) -> VarlenAttention:
@@ -93,9 +102,12 @@ class _TreeReading:
         """See ``ReadingLayout``; asked once, by the last layer."""
         layout = self._layout
         window = layout.window(sliding_window)
-        if can_attend(query, dropout=dropout):
+        if varlen_attention.can_attend(query, dropout=dropout):
             varlen = VarlenAttention(layout.trees, read=self.rows.read.tolist(), device=layout.device)
             return varlen.attend(query, key, value, scaling=scaling, sliding_window=window)
+        if cascade.can_attend(query, sliding_window=window, dropout=dropout):
+            part = CascadeAttention(layout.trees, read=self.rows.read)
+            return part.attend(query, key, value, scaling=scaling)
         return PaddedQueries(layout.padded, self.rows.read).attend(
             query, key, value, scaling=scaling, sliding_window=window, dropout=dropout
         )
