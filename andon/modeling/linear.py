@@ -41,7 +41,7 @@ KERNELS_OF_SAMPLING = 32
 def keep_kernels(count: int) -> None:
     """Keep what oneDNN prepared for the last ``count`` shapes of products; call it before the first product.
 
-    A shape's kernel holds 0.6 MB and takes 0.1 to 0.3 ms to make anew. Those that are kept lie in the midst
+    A shape's kernel holds 0.6 MB and takes 0.1 to 0.4 ms to make anew. Those that are kept lie in the midst
     of activations, whose memory can then not be used in one piece. Child processes inherit the number.
     """
     for variable in _CACHE_CAPACITIES:
