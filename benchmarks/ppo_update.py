@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from andon.client.policy import PolicyClient
 from andon.client.reference import ReferenceClient
 from andon.client.reward import RewardClient
+from andon.modeling.linear import KERNELS_OF_TRAINING, keep_kernels
 from andon.modeling.loading import save_model
 from andon.modeling.manifest import ManifestDraft
 from andon.modeling.store import ModelStore
@@ -154,6 +155,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags.set_defaults(repetitions=1)
     arguments = flags.parse_args(argv)
     use_threads(arguments.threads)
+    keep_kernels(KERNELS_OF_TRAINING)
     shape = shapes.SHAPES[arguments.shape]
     codec = shapes.codec(shape)
     with TemporaryDirectory() as name, ExitStack() as stack:

@@ -17,6 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from andon.corpus.records import CandidateRecord, ComparisonRecord
+from andon.modeling.linear import KERNELS_OF_TRAINING, keep_kernels
 from andon.modeling.store import ModelStore
 from benchmarks import shapes
 from benchmarks.flops import WITH_GRADIENTS, TreeSizes, flops_only, score_flops
@@ -70,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags.add_argument("--response", type=int, default=48)
     arguments = flags.parse_args(argv)
     use_threads(arguments.threads)
+    keep_kernels(KERNELS_OF_TRAINING)
     shape = shapes.SHAPES[arguments.shape]
     codec = shapes.codec(shape)
     config = RewardModelConfig(

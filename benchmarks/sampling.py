@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry
 
+from andon.modeling.linear import KERNELS_OF_SAMPLING, keep_kernels
 from andon.modeling.versions import ModelVersion
 from benchmarks import shapes
 from benchmarks.flops import TreeSizes, sampling_needs
@@ -91,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags.add_argument("--new", type=int, default=48)
     arguments = flags.parse_args(argv)
     use_threads(arguments.threads)
+    keep_kernels(KERNELS_OF_SAMPLING)
     shape = shapes.SHAPES[arguments.shape]
     codec = shapes.codec(shape)
     served = serve_model(shapes.causal_lm(shape, codec), codec=codec, version=ModelVersion("policy", 1))

@@ -40,7 +40,7 @@ class WeightImage:
             TensorSpec(name=name, dtype=dtype, shape=tuple(shapes[name])) for name in sorted(shapes)
         )
         self.size_bytes = sum(spec.size_bytes for spec in self.specs)
-        self.checksum = ""  # of the bytes, once it is filled
+        self._checksum = ""  # of the bytes; empty until it is asked for
         self._memory = OwnMemory(self.size_bytes)
         flat = torch.frombuffer(self._memory.buffer, dtype=torch.uint8)[: self.size_bytes]
         self._bytes = flat.numpy().data
@@ -72,13 +72,19 @@ class WeightImage:
         )
         for name, tensor in self.tensors.items():
             tensor.copy_(weights[name].detach())
-        self.checksum = weights_checksum(self.tensors)
+        self._checksum = ""
         return self
+
+    def checksum(self) -> str:
+        """Of its bytes, computed when it is first asked for: an image that no sampler gets needs none."""
+        if not self._checksum:
+            self._checksum = weights_checksum(self.tensors)
+        return self._checksum
 
     def header(self, version: ModelVersion) -> WeightsHeader:
         """What opens the stream of all its bytes."""
         return WeightsHeader(
-            model=version, tensors=self.specs, size_bytes=self.size_bytes, checksum=self.checksum
+            model=version, tensors=self.specs, size_bytes=self.size_bytes, checksum=self.checksum()
         )
 
     def chunks(self, chunk_bytes: int = DEFAULT_CHUNK_BYTES) -> Iterator[WeightsChunk]:

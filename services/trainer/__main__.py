@@ -10,6 +10,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from andon.errors import AndonError
+from andon.modeling.linear import KERNELS_OF_TRAINING, keep_kernels
 from andon.observability.logs import configure_logging
 from andon.rpc.config import load_config
 from andon.rpc.server import run_service
@@ -26,6 +27,7 @@ def main() -> int:
     """Serve, or follow the rank that serves, until SIGTERM; returns the exit code."""
     config = load_config(TrainerConfig, service="trainer")
     configure_logging(config.log_level, config.log_format, service="trainer")
+    keep_kernels(KERNELS_OF_TRAINING)
     try:
         ranks = join_ranks(config.device, timeout_s=config.rank_timeout_s, when_lost=_end_this_process)
     except AndonError as error:

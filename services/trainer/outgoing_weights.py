@@ -53,12 +53,18 @@ class OutgoingWeights:
         return weights_sha256(self.master.tensors)
 
     def image(self, dtype: str) -> WeightImage:
-        """All weights in the type that a sampler serves."""
+        """All weights in the type that a sampler serves, with their checksum."""
         with self._lock:
-            return self._image(dtype)
+            image = self._image(dtype)
+            image.checksum()
+            return image
 
     def delta(self, dtype: str) -> bytes | None:
-        """What turns the version before into this one; None where it is gone, or all weights are shorter."""
+        """What turns the version before into this one; None where it is gone, or all weights are shorter.
+
+        It makes the image too, whose checksum a delta's header names.
+        """
+        self.image(dtype)
         with self._lock:
             if dtype not in self._deltas:
                 self._deltas[dtype] = self._encoded(dtype)

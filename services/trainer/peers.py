@@ -83,7 +83,7 @@ class Peers:
         """The run leaves: no call begins any more, and none is made again."""
         self._abandoned.set()
 
-    def patiently(self, peer: str, call: Callable[[], T], *, restore: Callable[[], None]) -> T:
+    def patiently(self, peer: str, call: Callable[[], T], *, restore: Callable[[], object]) -> T:
         """Make one call until it succeeds, fails for good, or the peer has been away for the patience.
 
         ``restore`` gives the peer the model that the call needs; it may fail like the call itself.

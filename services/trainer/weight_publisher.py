@@ -150,20 +150,18 @@ class WeightPublisher:
             [partial(self._publish_to, replica) for replica in self._replicas], state=state
         )
 
-    def bring_to_current(self, replica: PolicyClient) -> None:
-        """Bring one replica to the current version."""
+    def bring_to_current(self, replica: PolicyClient) -> ModelInfo:
+        """Bring one replica to the current version; returns what it now serves."""
         if self._weights is None:
-            if not self._serves_initial(replica):
-                self._load_initial(replica)
-            return
+            return self._initial_served_by(replica) or self._load_initial(replica)
         try:
-            self._send(replica, self._weights)
+            return self._send(replica, self._weights)
         except FailedPreconditionError as error:
             if error.reason != "MODEL_NOT_LOADED" and error.reason not in _NEEDS_INITIAL_MODEL:
                 raise
             _log.warning("replica_needs_initial_model", target=replica.target, reason=error.reason)
             self._load_initial(replica)
-            self._send(replica, self._weights)
+            return self._send(replica, self._weights)
 
     def _check(self, replica: PolicyClient) -> None:
         peer = f"policy at {replica.target}"
@@ -173,18 +171,17 @@ class WeightPublisher:
             raise SamplerTakesNoWeightsError(peer=peer)
 
     def _publish_to(self, replica: PolicyClient) -> ModelInfo:
-        def publish_and_describe() -> ModelInfo:
-            self.bring_to_current(replica)
-            return replica.model_info()
-
         return self._peers.patiently(
-            f"policy at {replica.target}", publish_and_describe, restore=partial(self._load_initial, replica)
+            f"policy at {replica.target}",
+            partial(self.bring_to_current, replica),
+            restore=partial(self._load_initial, replica),
         )
 
-    def _send(self, replica: PolicyClient, weights: OutgoingWeights) -> None:
+    def _send(self, replica: PolicyClient, weights: OutgoingWeights) -> ModelInfo:
         known = self._known[replica]
         held, known.holds = known.holds, None  # until it has acknowledged
-        known.dtype = replica.model_info().dtype  # asked every time: it may have been started anew
+        info = replica.model_info()  # asked every time: it may have been started anew
+        known.dtype = info.dtype
         for offer in self._offers(known, held, weights):
             begin_s = time.perf_counter()
             try:
@@ -206,7 +203,8 @@ class WeightPublisher:
                 )
             known.holds = self._current
             self._on_sent(offer.way, offer.header.size_bytes, time.perf_counter() - begin_s)
-            return
+            return replace(info, model=acknowledgement.model)
+        raise AssertionError("the last offer is always open")
 
     def _offers(
         self, known: _Replica, held: ModelVersion | None, weights: OutgoingWeights
@@ -226,22 +224,25 @@ class WeightPublisher:
                 yield _Offer(way="delta", header=header, chunks=cut(delta))
         yield _Offer(way="full", header=full, chunks=image.chunks())
 
-    def _serves_initial(self, replica: PolicyClient) -> bool:
+    def _initial_served_by(self, replica: PolicyClient) -> ModelInfo | None:
+        """What it serves if that is the initial model."""
         try:
-            serves = replica.model_info().model
+            info = replica.model_info()
         except FailedPreconditionError as error:
             if error.reason != "MODEL_NOT_LOADED":
                 raise
-            return False
-        return serves.is_same_name(self._initial) and self._initial.weights_sha256 in (
+            return None
+        is_initial = info.model.is_same_name(self._initial) and self._initial.weights_sha256 in (
             "",
-            serves.weights_sha256,
+            info.model.weights_sha256,
         )
+        return info if is_initial else None
 
-    def _load_initial(self, replica: PolicyClient) -> None:
+    def _load_initial(self, replica: PolicyClient) -> ModelInfo:
         self._known[replica].holds = None
         info = replica.load_model(loadable_name(self._initial), timeout_s=self._timeout_s)
         if not info.model.is_same_name(self._initial):
             raise WeightsNotAcknowledgedError(
                 peer=f"policy at {replica.target}", expected=self._initial, actual=info.model
             )
+        return info

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -119,3 +122,40 @@ def test_small_products_stay_where_they_were(monkeypatch: pytest.MonkeyPatch) ->
     for rows in (2, 3):
         wide(torch.zeros(rows, 2048))
     assert given == [(128, 128), (500, 128), (3, 2048)]
+
+
+KEPT_BYTES = """
+import ctypes, torch
+from andon.modeling.linear import keep_kernels, linear
+
+class Mallinfo2(ctypes.Structure):
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
+
+def used_bytes():
+    info = library.mallinfo2()
+    return info.uordblks + info.hblkhd
+
+library = ctypes.CDLL("libc.so.6")
+library.mallinfo2.restype = Mallinfo2
+keep_kernels({count})
+torch.set_num_threads(1)
+inputs, weight = torch.ones(200, 64), torch.ones(64, 64)
+linear(inputs, weight, None)
+before = used_bytes()
+for rows in range(100, 150):
+    linear(inputs[:rows], weight, None)
+print(used_bytes() - before)
+"""
+
+
+def bytes_after_fifty_shapes(count: int) -> int:
+    program = KEPT_BYTES.format(count=count)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+@needs_operator
+@pytest.mark.skipif(sys.platform != "linux", reason="asks glibc for what is held")
+def test_only_so_many_kernels_are_kept() -> None:
+    assert bytes_after_fifty_shapes(count=1) < 2_000_000 < 10_000_000 < bytes_after_fifty_shapes(count=100)

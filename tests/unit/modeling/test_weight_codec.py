@@ -88,7 +88,7 @@ def test_an_image_has_the_bytes_of_the_rounded_weights(dtype: str) -> None:
     state["d.scalar"] += 1
     image.fill(state)
     assert image.tensors["d.scalar"] == 2.5
-    assert image.checksum == weights_checksum(image.tensors) != header.checksum
+    assert image.checksum() == weights_checksum(image.tensors) != header.checksum
 
 
 def test_an_image_has_one_type_and_its_own_shapes() -> None:

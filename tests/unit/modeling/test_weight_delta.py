@@ -81,11 +81,11 @@ def test_a_delta_is_exact_to_the_bit(
         assert has_bits(state, new_bits)
         state = {name: tensor.clone() for name, tensor in old.tensors.items()}
         if all(tensor.isfinite().all() for tensor in new.tensors.values()):
-            apply_delta(state, changes, checksum=new.checksum)
+            apply_delta(state, changes, checksum=new.checksum())
             assert has_bits(state, new_bits)
         else:  # exact, but no weights to sample with: the old ones are back
             with pytest.raises(DataLossError) as caught:
-                apply_delta(state, changes, checksum=new.checksum)
+                apply_delta(state, changes, checksum=new.checksum())
             assert caught.value.reason == "WEIGHTS_NOT_FINITE"
             assert has_bits(state, old_bits)
 
@@ -125,14 +125,14 @@ def test_a_wrong_delta_leaves_the_weights_as_they_were() -> None:
     other = {name: tensor + 1 for name, tensor in old.tensors.items()}
     before = {name: tensor.clone() for name, tensor in other.items()}
     with pytest.raises(DataLossError) as caught:
-        apply_delta(other, decode_delta(delta, new.specs), checksum=new.checksum)
+        apply_delta(other, decode_delta(delta, new.specs), checksum=new.checksum())
     assert caught.value.reason == "WEIGHTS_CHECKSUM_MISMATCH"
     assert all(torch.equal(words(other[name]), words(before[name])) for name in other)
 
 
 def reason_of_applying(state: dict[str, Tensor], delta: bytes | bytearray, new: WeightImage) -> str:
     try:
-        apply_delta(state, decode_delta(delta, new.specs), checksum=new.checksum)
+        apply_delta(state, decode_delta(delta, new.specs), checksum=new.checksum())
     except DataLossError as error:
         return error.reason
     return ""
@@ -175,7 +175,7 @@ def own_image() -> WeightImage:
 def test_an_image_is_read_where_it_lies() -> None:
     image = own_image()
     state = tensors_in(map_shared_memory(image.address, image.size_bytes), image.specs)
-    check_weights(state, image.checksum)
+    check_weights(state, image.checksum())
     assert torch.equal(state["a"], torch.arange(100.0))
     state["a"][0] = 5  # what a reader writes stays with it
     assert image.tensors["a"][0] == 0
@@ -252,7 +252,7 @@ def test_memory_goes_with_its_owner() -> None:
 
 def _own_until_killed(pipe: Connection) -> None:
     image = image_of({"a": torch.ones(1000)})
-    pipe.send((image.address, image.size_bytes, image.checksum))
+    pipe.send((image.address, image.size_bytes, image.checksum()))
     signal.pause()
 
 
