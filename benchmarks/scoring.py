@@ -14,7 +14,7 @@ from torch import Tensor
 
 from andon.modeling.batches import results_by_response
 from andon.modeling.forward import final_scores, response_statistics
-from andon.modeling.linear import KERNELS_OF_PASSES, keep_kernels
+from andon.modeling.linear import KERNELS_OF_LOGPROBS, KERNELS_OF_SCORES, keep_kernels
 from andon.modeling.sequences import PackedBatch, PromptGroup
 from benchmarks import shapes
 from benchmarks.flops import TreeSizes, flops_only, logprob_flops, score_flops
@@ -56,11 +56,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags.add_argument("--memory", action="store_true", help="measure memory instead of time")
     arguments = flags.parse_args(argv)
     use_threads(arguments.threads)
-    keep_kernels(KERNELS_OF_PASSES)
     shape = shapes.SHAPES[arguments.shape]
     codec = shapes.codec(shape)
     work = groups(shape, arguments.documents, arguments.summaries, arguments.length)
     is_score = arguments.part == "score"
+    keep_kernels(KERNELS_OF_SCORES if is_score else KERNELS_OF_LOGPROBS)
     model = shapes.scorer(shape, codec) if is_score else shapes.causal_lm(shape, codec)
 
     def forward(batch: PackedBatch) -> Sequence[Tensor]:
