@@ -69,14 +69,20 @@ def packed_attention(
         )
     output = layout.attend(
         _layer_index(module),
-        query,
-        key,
-        value,
+        *_in_one_type(query, key, value),
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
         sliding_window=sliding_window,
         dropout=dropout,
     )
     return output, None
+
+
+def _in_one_type(*heads: Tensor) -> tuple[Tensor, ...]:
+    """Under autocast in its type: rotary positions leave queries and keys in that of the embeddings."""
+    kind = heads[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return heads
+    return tuple(part.to(torch.get_autocast_dtype(kind)) for part in heads)
 
 
 def _layer_index(module: torch.nn.Module) -> int:

@@ -33,9 +33,9 @@ _FEWEST_MULTIPLICATIONS = 1 << 21
 
 # The two caches that a product goes through, torch's and oneDNN's own. Each has room for 1024 unless told.
 _CACHE_CAPACITIES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
-# Packed rows hardly ever have a number of rows twice, so a pass makes its kernels anew: log-probabilities keep
-# one, for their memory; scores, of which rows are short, all that a pass has. A sampler's steps repeat a few
-# small ones, and layers with gradients have several each.
+# Packed rows hardly ever have a number of rows twice, so a pass makes its kernels anew. Log-probabilities
+# keep one, for their memory; scores, whose rows are short, all that a pass has. A sampler's steps repeat a
+# few small ones, and layers with gradients have several each.
 KERNELS_OF_LOGPROBS = 1
 KERNELS_OF_SCORES = 8
 KERNELS_OF_TRAINING = 16

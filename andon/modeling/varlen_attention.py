@@ -32,19 +32,13 @@ def can_attend(query: Tensor, *, dropout: float) -> bool:
     head_size = query.shape[-1]
     return (
         query.is_cuda
-        and _computed_type(query) in _HALF
+        and query.dtype in _HALF
         and dropout == 0.0
         and head_size <= _LARGEST_HEAD
         and head_size % 8 == 0
         and torch.cuda.get_device_capability(query.device) >= _OLDEST_GPU
         and _torch_kernel() is not None
     )
-
-
-def _computed_type(query: Tensor) -> torch.dtype:
-    """What attention computes in: under autocast its type, whatever the embeddings of positions left."""
-    kind = query.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,8 +97,7 @@ class VarlenAttention:
         """query: [1, query heads, M, head size] of the tokens that are read; key, value: [1, key heads, N,
         head size]. Returns [1, M, query heads, head size].
         """
-        dtype = _computed_type(query)
-        queries, keys, values = (rows[0].transpose(0, 1).to(dtype) for rows in (query, key, value))
+        queries, keys, values = (rows[0].transpose(0, 1) for rows in (query, key, value))
         if self._key_index is not None:
             keys, values = (rows.index_select(0, self._key_index) for rows in (keys, values))
         if (group := query.shape[1] // key.shape[1]) > 1 and not self._kernel.shares_keys:

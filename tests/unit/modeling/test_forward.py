@@ -95,6 +95,24 @@ def test_logprobs_and_gradients_are_those_of_separate_sequences(saved_lm: Path) 
         )
 
 
+def test_autocast_computes_the_same_up_to_its_rounding(saved_lm: Path) -> None:
+    """Rotary positions leave queries and keys in float32 beside values in bfloat16."""
+
+    def gradients(enabled: bool) -> tuple[Tensor, Tensor]:
+        model = load_causal_lm(saved_lm)
+        batch = pack([PromptGroup(prompt, [response, response[:1]]) for prompt, response in sequences()])
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            logprobs = response_statistics(model, batch, temperature=0.7).logprobs
+        logprobs.mean().backward()  # type: ignore[no-untyped-call]
+        return logprobs.detach(), torch.cat(
+            [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+        )
+
+    (logprobs, gradient), (expected, expected_gradient) = gradients(True), gradients(False)
+    assert (logprobs - expected).abs().max() <= 0.05 * expected.abs().max()
+    assert (gradient - expected_gradient).norm() <= 0.1 * expected_gradient.norm()
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_a_plain_padded_forward_pass_gives_the_same_logprobs(saved_lm: Path, attention: str) -> None:
     with torch.inference_mode():
