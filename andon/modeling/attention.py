@@ -7,6 +7,7 @@ scoring; the sampler has layouts of its own, with a cache.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -21,24 +22,24 @@ ATTENTION_NAME = "andon"
 _UNSUPPORTED_OPTIONS = ("softcap", "s_aux", "position_bias", "head_mask")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionCall:
+    """What a layer asks of its attention, beside queries, keys and values."""
+
+    layer_index: int
+    scaling: float
+    sliding_window: int | None = None  # how far back a token sees, itself included
+    dropout: float = 0.0
+
+
 class AttentionLayout(Protocol):
     """Computes one layer's attention over a packed row."""
 
-    def attend(
-        self,
-        layer_index: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scaling: float,
-        sliding_window: int | None,
-        dropout: float,
-    ) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
         """Attention of one layer.
 
         query: [1, query heads, N, head size]; key, value: [1, key heads, N, head size]. Returns
-        [1, N, query heads, head size]. ``sliding_window`` limits how far back a token sees, itself included.
+        [1, N, query heads, head size].
         """
         ...
 
@@ -68,21 +69,24 @@ def packed_attention(
             architecture=type(module).__name__,
         )
     output = layout.attend(
-        _layer_index(module),
         *_in_one_type(query, key, value),
-        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        sliding_window=sliding_window,
-        dropout=dropout,
+        AttentionCall(
+            layer_index=_layer_index(module),
+            scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+            sliding_window=sliding_window,
+            dropout=dropout,
+        ),
     )
     return output, None
 
 
-def _in_one_type(*heads: Tensor) -> tuple[Tensor, ...]:
+def _in_one_type(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Under autocast in its type: rotary positions leave queries and keys in that of the embeddings."""
-    kind = heads[0].device.type
+    kind = query.device.type
     if not torch.is_autocast_enabled(kind):
-        return heads
-    return tuple(part.to(torch.get_autocast_dtype(kind)) for part in heads)
+        return query, key, value
+    dtype = torch.get_autocast_dtype(kind)
+    return query.to(dtype), key.to(dtype), value.to(dtype)
 
 
 def _layer_index(module: torch.nn.Module) -> int:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from andon.modeling import dense_attention
+from andon.modeling.attention import AttentionCall
 from andon.modeling.trees import Tree
 
 # Segments share a group while the shorter has at least this share of the longer one's tokens, or while they
@@ -30,9 +31,9 @@ _GROUP_SLACK_TOKENS = 8
 _BEHIND_ALL = 1 << 30
 
 
-def can_attend(query: Tensor, *, sliding_window: int | None, dropout: float) -> bool:
+def can_attend(query: Tensor, call: AttentionCall) -> bool:
     """Whether this module computes such attention."""
-    return sliding_window is None and dropout == 0.0 and dense_attention.can_attend(query)
+    return call.sliding_window is None and call.dropout == 0.0 and dense_attention.can_attend(query)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +57,7 @@ class CascadeAttention:
         self._queries = _Places([[segment.queries for segment in group] for group in groups], num_queries)
         self._keys = _Places([[segment.keys for segment in group] for group in groups], num_tokens)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, *, scaling: float) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
         """query: [1, query heads, M, head size] of the tokens that are read; key, value: [1, key heads, N,
         head size]. Returns [1, M, query heads, head size].
         """
@@ -64,7 +65,7 @@ class CascadeAttention:
         repeats = query.shape[1] // key.shape[1]
         if repeats > 1:
             keys, values = (rows.repeat_interleave(repeats, dim=1) for rows in (keys, values))
-        attended: Tensor = _Attend.apply(queries, keys, values, self, scaling)  # type: ignore[no-untyped-call]
+        attended: Tensor = _Attend.apply(queries, keys, values, self, call.scaling)  # type: ignore[no-untyped-call]
         return attended[None]
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> tuple[Tensor, Tensor]:

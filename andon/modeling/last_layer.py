@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from andon.modeling.attention import AttentionLayout
+from andon.modeling.attention import AttentionCall, AttentionLayout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,17 +54,7 @@ class ReadingLayout(AttentionLayout, Protocol):
         """What is read, at least one token."""
         ...
 
-    def attend_read(
-        self,
-        layer_index: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scaling: float,
-        sliding_window: int | None,
-        dropout: float,
-    ) -> Tensor:
+    def attend_read(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
         """Attention of the tokens that are read.
 
         query: [1, query heads, M, head size], of the tokens that are read; key, value: [1, key heads, N, head
@@ -143,7 +133,7 @@ class _Capture:
     def __init__(self) -> None:
         self.captured: tuple[Tensor, Tensor]
 
-    def attend(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
         """Keep keys and values; raises _CapturedSignal."""
         self.captured = key, value
         raise _CapturedSignal
@@ -157,10 +147,10 @@ class _LastLayer:
         self._layout = layout
         self._rest_key, self._rest_value = rest_key, rest_value
 
-    def attend(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
         """See ``ReadingLayout.attend_read``; all three are those of the rows that are read."""
         keys, values = self._whole(key, self._rest_key), self._whole(value, self._rest_value)
-        return self._layout.attend_read(layer_index, query, keys, values, **options)
+        return self._layout.attend_read(query, keys, values, call)
 
     def _whole(self, read: Tensor, rest: Tensor) -> Tensor:
         """[1, heads, N, size], in the row's order."""

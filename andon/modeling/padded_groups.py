@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from andon.modeling.attention import AttentionCall
 from andon.modeling.trees import Tree
 
 # Trees share a group while the smaller has at least this share of the larger one's size. Smaller groups pay
@@ -59,21 +60,11 @@ class PaddedGroups:
         self._places = _Places(torch.tensor(slot_of_token, dtype=torch.int64), num_slots, device)
         self._is_dense = num_slots == num_tokens
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scaling: float,
-        sliding_window: int | None,
-        dropout: float,
-    ) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
         """As ``AttentionLayout.attend``."""
         parts = (self.split(query), self.split(key), self.split(value))
         outputs = [
-            _attend_group(group, q, k, v, scaling=scaling, sliding_window=sliding_window, dropout=dropout)
-            for group, q, k, v in zip(self.groups, *parts, strict=True)
+            _attend_group(group, q, k, v, call) for group, q, k, v in zip(self.groups, *parts, strict=True)
         ]
         output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         return output[None] if self._is_dense else self._places.back(output)[None]
@@ -95,21 +86,12 @@ class PaddedQueries:
         self._sizes = [group.facts[0].numel() for group in self._groups]
         self._places = _Places(query_of_read, sum(self._sizes), read.device)
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scaling: float,
-        sliding_window: int | None,
-        dropout: float,
-    ) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
         """As ``ReadingLayout.attend_read``."""
         queries = torch.split(self._places.there(query[0].transpose(0, 1)), self._sizes)
         parts = (queries, self._padded.split(key), self._padded.split(value))
         outputs = [
-            _attend_queries(group, q, k, v, scaling=scaling, sliding_window=sliding_window, dropout=dropout)
+            _attend_queries(group, q, k, v, call)
             for group, q, k, v in zip(self._groups, *parts, strict=True)
             if len(q)
         ]
@@ -179,14 +161,7 @@ def _query_groups(groups: Sequence[_Group], read: Tensor) -> tuple[list[_QueryGr
 
 
 def _attend_queries(
-    group: _QueryGroup,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    scaling: float,
-    sliding_window: int | None,
-    dropout: float,
+    group: _QueryGroup, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall
 ) -> Tensor:
     """query: [trees * queries, heads, size]; key, value: [slots, heads, size] of the same group."""
     num_trees, num_heads, head_size = len(group.group.trees), query.shape[1], query.shape[2]
@@ -197,9 +172,9 @@ def _attend_queries(
         q,
         _repeated(k, num_heads),
         _repeated(v, num_heads),
-        attn_mask=_mask(group.facts, _slot_facts(group.group), sliding_window, query),
-        dropout_p=dropout,
-        scale=scaling,
+        attn_mask=_mask(group.facts, _slot_facts(group.group), call.sliding_window, query),
+        dropout_p=call.dropout,
+        scale=call.scaling,
     )
     return attended.transpose(1, 2).reshape(-1, num_heads, head_size)
 
@@ -248,25 +223,22 @@ def _slots(groups: Sequence[_Group]) -> tuple[list[int], int]:
     return slot_of_token, begin
 
 
-def _attend_group(
-    group: _Group,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    scaling: float,
-    sliding_window: int | None,
-    dropout: float,
-) -> Tensor:
+def _attend_group(group: _Group, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
     """[slots, heads, size] of one group to [slots, query heads, size]."""
     slots, num_heads, head_size = query.shape
     shape = (len(group.trees), group.slot_tokens, -1, head_size)
     q, k, v = (rows.view(shape).transpose(1, 2) for rows in (query, key, value))
     k, v = _repeated(k, num_heads), _repeated(v, num_heads)
-    stem_mask, branch_mask = _masks(group, query, sliding_window)
+    stem_mask, branch_mask = _masks(group, query, call.sliding_window)
     if group.branch_tokens == 0:
         attended = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=stem_mask, is_causal=stem_mask is None, dropout_p=dropout, scale=scaling
+            q,
+            k,
+            v,
+            attn_mask=stem_mask,
+            is_causal=stem_mask is None,
+            dropout_p=call.dropout,
+            scale=call.scaling,
         )
     else:
         stem_query, branch_query = torch.split(q, [group.stem_tokens, group.branch_tokens], dim=2)
@@ -276,11 +248,11 @@ def _attend_group(
             v[:, :, : group.stem_tokens],
             attn_mask=stem_mask,
             is_causal=stem_mask is None,
-            dropout_p=dropout,
-            scale=scaling,
+            dropout_p=call.dropout,
+            scale=call.scaling,
         )
         branches = F.scaled_dot_product_attention(
-            branch_query, k, v, attn_mask=branch_mask, dropout_p=dropout, scale=scaling
+            branch_query, k, v, attn_mask=branch_mask, dropout_p=call.dropout, scale=call.scaling
         )
         attended = torch.cat([stem, branches], dim=2)
     return attended.transpose(1, 2).reshape(slots, num_heads, head_size)

@@ -9,14 +9,14 @@ and into padded groups for what neither computes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from andon.modeling import cascade, varlen_attention
-from andon.modeling.attention import AttentionLayout
+from andon.modeling.attention import AttentionCall, AttentionLayout
 from andon.modeling.cascade import CascadeAttention
 from andon.modeling.last_layer import RowSelection
 from andon.modeling.padded_groups import PaddedGroups, PaddedQueries
@@ -36,32 +36,24 @@ class TreeLayout:
             (tree.prompt_tokens + max(tree.response_tokens, default=0) for tree in trees), default=0
         )
 
-    def attend(
-        self,
-        layer_index: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scaling: float,
-        sliding_window: int | None,
-        dropout: float,
-    ) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
         """See ``AttentionLayout``; every layer is treated alike."""
-        window = self.window(sliding_window)
-        if varlen_attention.can_attend(query, dropout=dropout):
-            return self._varlen.attend(query, key, value, scaling=scaling, sliding_window=window)
-        if cascade.can_attend(query, sliding_window=window, dropout=dropout):
-            return self._cascade.attend(query, key, value, scaling=scaling)
-        return self.padded.attend(query, key, value, scaling=scaling, sliding_window=window, dropout=dropout)
+        call = self.that_matters(call)
+        if varlen_attention.can_attend(query, call):
+            return self._varlen.attend(query, key, value, call)
+        if cascade.can_attend(query, call):
+            return self._cascade.attend(query, key, value, call)
+        return self.padded.attend(query, key, value, call)
 
     def reading(self, index: Tensor) -> AttentionLayout:
         """This layout for a caller who reads the model's output only at some tokens; index: [M] int64."""
         return _TreeReading(self, RowSelection.of(index, self.num_tokens)) if len(index) else self
 
-    def window(self, sliding_window: int | None) -> int | None:
-        """None where no token is far enough from another for the window to matter."""
-        return None if sliding_window is None or sliding_window >= self._longest else sliding_window
+    def that_matters(self, call: AttentionCall) -> AttentionCall:
+        """Without the window where no token is far enough from another for it to matter."""
+        if call.sliding_window is None or call.sliding_window < self._longest:
+            return call
+        return replace(call, sliding_window=None)
 
     @cached_property
     def padded(self) -> PaddedGroups:
@@ -84,30 +76,17 @@ class _TreeReading:
         self.rows = rows
         self._layout = layout
 
-    def attend(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
         """See ``AttentionLayout``; the layers below the last one read everything."""
-        return self._layout.attend(layer_index, query, key, value, **options)
+        return self._layout.attend(query, key, value, call)
 
-    def attend_read(
-        self,
-        layer_index: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scaling: float,
-        sliding_window: int | None,
-        dropout: float,
-    ) -> Tensor:
+    def attend_read(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
         """See ``ReadingLayout``; asked once, by the last layer."""
         layout = self._layout
-        window = layout.window(sliding_window)
-        if varlen_attention.can_attend(query, dropout=dropout):
+        call = layout.that_matters(call)
+        if varlen_attention.can_attend(query, call):
             varlen = VarlenAttention(layout.trees, read=self.rows.read.tolist(), device=layout.device)
-            return varlen.attend(query, key, value, scaling=scaling, sliding_window=window)
-        if cascade.can_attend(query, sliding_window=window, dropout=dropout):
-            part = CascadeAttention(layout.trees, read=self.rows.read)
-            return part.attend(query, key, value, scaling=scaling)
-        return PaddedQueries(layout.padded, self.rows.read).attend(
-            query, key, value, scaling=scaling, sliding_window=window, dropout=dropout
-        )
+            return varlen.attend(query, key, value, call)
+        if cascade.can_attend(query, call):
+            return CascadeAttention(layout.trees, read=self.rows.read).attend(query, key, value, call)
+        return PaddedQueries(layout.padded, self.rows.read).attend(query, key, value, call)

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from andon.modeling.attention import AttentionCall
 from andon.modeling.trees import Tree
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -27,13 +28,13 @@ _LARGEST_HEAD = 256  # of the kernels in torch
 _OLDEST_GPU = (8, 0)  # compute capability
 
 
-def can_attend(query: Tensor, *, dropout: float) -> bool:
+def can_attend(query: Tensor, call: AttentionCall) -> bool:
     """Whether torch's kernel takes such heads: half precision on a GPU that has it, no dropout."""
     head_size = query.shape[-1]
     return (
         query.is_cuda
         and query.dtype in _HALF
-        and dropout == 0.0
+        and call.dropout == 0.0
         and head_size <= _LARGEST_HEAD
         and head_size % 8 == 0
         and torch.cuda.get_device_capability(query.device) >= _OLDEST_GPU
@@ -91,9 +92,7 @@ class VarlenAttention:
         assert found is not None
         self._kernel = found
 
-    def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, sliding_window: int | None
-    ) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
         """query: [1, query heads, M, head size] of the tokens that are read; key, value: [1, key heads, N,
         head size]. Returns [1, M, query heads, head size].
         """
@@ -110,8 +109,8 @@ class VarlenAttention:
             self._query_ends,
             self._key_ends,
             *self._longest,
-            scale=scaling,
-            window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
+            scale=call.scaling,
+            window_size=(-1 if call.sliding_window is None else call.sliding_window - 1, 0),
             **options,
         )
         return attended[None]

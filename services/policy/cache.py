@@ -22,6 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from andon.modeling.attention import AttentionCall
+
 # A cohort is copied together when at least this share of its prompts has finished: seldom enough that copying
 # costs less than reading the finished rows on would. A GPU hardly notices them, and records the step anew.
 _COMPACTION_SHARES = {"cpu": 0.25, "cuda": 0.5}
@@ -139,16 +141,7 @@ class Cohort:
         """Columns of the longest prompt that began with the cohort."""
         return self._prompt_capacity
 
-    def attend(
-        self,
-        layer_index: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scaling: float,
-        sliding_window: int | None,
-    ) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
         """Store one token of each live lane and attend to everything before it.
 
         ``query`` [heads, live, head_size], ``key`` and ``value`` [key_heads, live, size] in the model's type;
@@ -161,15 +154,15 @@ class Cohort:
             key = key.index_select(1, self._lane_rows)
             value = value.index_select(1, self._lane_rows)
         output = attend_step(
-            self._layers[layer_index],
+            self._layers[call.layer_index],
             query,
             key,
             value,
             num_prompts=self.num_prompts,
             column=self.written,
             end=self.written + 1,
-            bias=self._bias(sliding_window),
-            scaling=scaling,
+            bias=self._bias(call.sliding_window),
+            scaling=call.scaling,
         )
         return output if self._live_lanes is None else output.index_select(0, self._live_lanes)
 
@@ -312,16 +305,7 @@ def attend_step(
 class CachedSequences(Protocol):
     """Sequences that a step gives one token each."""
 
-    def attend(
-        self,
-        layer_index: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scaling: float,
-        sliding_window: int | None,
-    ) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
         """See ``Cohort.attend``."""
         ...
 
@@ -333,17 +317,7 @@ class DecodeLayout:
     cohorts: Sequence[CachedSequences]
     sizes: Sequence[int]  # live sequences of each cohort
 
-    def attend(
-        self,
-        layer_index: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scaling: float,
-        sliding_window: int | None,
-        dropout: float,
-    ) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
         """``query`` [1, heads, sequences, size], the others [1, key_heads, ...]; [1, sequences, heads,
         size].
         """
@@ -352,14 +326,7 @@ class DecodeLayout:
         for cohort, size in zip(self.cohorts, self.sizes, strict=True):
             end = start + size
             outputs.append(
-                cohort.attend(
-                    layer_index,
-                    query[0, :, start:end],
-                    key[0, :, start:end],
-                    value[0, :, start:end],
-                    scaling=scaling,
-                    sliding_window=sliding_window,
-                )
+                cohort.attend(query[0, :, start:end], key[0, :, start:end], value[0, :, start:end], call)
             )
             start = end
         return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).unsqueeze(0)

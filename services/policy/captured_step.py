@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from andon.modeling.attention import AttentionCall
 from services.policy.cache import Cohort, DecodeLayout, attend_step
 from services.policy.sampling import SamplingSettings, choose_tokens
 
@@ -165,27 +166,18 @@ class _CapturedCohort:
         """Count the token that every layer has stored."""
         self._written.add_(1)
 
-    def attend(
-        self,
-        layer_index: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scaling: float,
-        sliding_window: int | None,
-    ) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
         """As ``Cohort.attend``, with all lanes live."""
         return attend_step(
-            self._layers[layer_index],
+            self._layers[call.layer_index],
             query,
             key,
             value,
             num_prompts=self._num_prompts,
             column=self._written,
             end=self._end,
-            bias=self._bias(sliding_window),
-            scaling=scaling,
+            bias=self._bias(call.sliding_window),
+            scaling=call.scaling,
         )
 
     def _bias(self, sliding_window: int | None) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from andon.modeling.attention import AttentionCall
 from andon.modeling.last_layer import RowSelection
 from andon.modeling.trees import Tree
 from andon.modeling.varlen_attention import VarlenAttention, can_attend
@@ -46,58 +47,32 @@ class PrefillLayout:
         self._lengths = [run.length for run in runs for _ in range(run.num_prompts)]
         self._band_masks: dict[tuple[int, int], Tensor] = {}
 
-    def attend(
-        self,
-        layer_index: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scaling: float,
-        sliding_window: int | None,
-        dropout: float,
-    ) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
         """``query`` [1, heads, tokens, size], the others [1, key_heads, tokens, size]; [1, tokens, heads,
         size].
         """
-        if can_attend(query, dropout=dropout):
-            return self._attend_by_kernel(
-                self._varlen, layer_index, query, key, value, scaling, sliding_window
-            )
+        if can_attend(query, call):
+            return self._attend_by_kernel(self._varlen, query, key, value, call)
         lengths = [run.length for run in self._runs]
-        return self._attend(layer_index, query, key, value, lengths, scaling, sliding_window)
+        return self._attend(query, key, value, lengths, call)
 
-    def attend_read(
-        self,
-        layer_index: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scaling: float,
-        sliding_window: int | None,
-        dropout: float,
-    ) -> Tensor:
+    def attend_read(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
         """As ``attend``, with the query of each prompt's last token alone: [1, heads, prompts, size]."""
-        if can_attend(query, dropout=dropout):
-            return self._attend_by_kernel(
-                self._varlen_of_last, layer_index, query, key, value, scaling, sliding_window
-            )
-        return self._attend(layer_index, query, key, value, [1] * len(self._runs), scaling, sliding_window)
+        if can_attend(query, call):
+            return self._attend_by_kernel(self._varlen_of_last, query, key, value, call)
+        return self._attend(query, key, value, [1] * len(self._runs), call)
 
     def _attend_by_kernel(
         self,
         varlen: VarlenAttention,
-        layer_index: int,
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        scaling: float,
-        sliding_window: int | None,
+        call: AttentionCall,
     ) -> Tensor:
         """All prompts in one call, whatever their lengths."""
-        self._cohort.store_tokens(layer_index, *self._token_places, key, value)
-        return varlen.attend(query, key, value, scaling=scaling, sliding_window=sliding_window)
+        self._cohort.store_tokens(call.layer_index, *self._token_places, key, value)
+        return varlen.attend(query, key, value, call)
 
     @cached_property
     def _token_places(self) -> tuple[Tensor, Tensor]:
@@ -123,13 +98,11 @@ class PrefillLayout:
 
     def _attend(
         self,
-        layer_index: int,
         query: Tensor,
         key: Tensor,
         value: Tensor,
         num_queries: Sequence[int],
-        scaling: float,
-        sliding_window: int | None,
+        call: AttentionCall,
     ) -> Tensor:
         """``num_queries`` counts, for each run, the queries of a prompt: all its tokens or the last one."""
         outputs = []
@@ -144,16 +117,16 @@ class PrefillLayout:
                     (value, start, end, run.length),
                 )
             )
-            self._cohort.store_prompts(layer_index, run.first_prompt, keys, values)
-            banded = sliding_window is not None and sliding_window < run.length
-            mask = self._band_mask(run.length, sliding_window, query.device)[-count:] if banded else None
+            self._cohort.store_prompts(call.layer_index, run.first_prompt, keys, values)
+            banded = call.sliding_window is not None and call.sliding_window < run.length
+            mask = self._band_mask(run.length, call.sliding_window, query.device)[-count:] if banded else None
             attended = functional.scaled_dot_product_attention(
                 queries,
                 keys,
                 values,
                 attn_mask=mask,
                 is_causal=not banded and count > 1,  # the last token sees all of its prompt
-                scale=scaling,
+                scale=call.scaling,
                 enable_gqa=query.shape[1] != key.shape[1],
             )
             outputs.append(attended.transpose(1, 2).flatten(0, 1))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from andon.modeling.attention import AttentionCall
 from andon.modeling.loading import ModelDescription, describe, load_causal_lm
 from andon.modeling.store import ModelStore
 from andon.modeling.text import TextCodec
@@ -80,17 +81,7 @@ class _CacheMeter:
 
     size_bytes: int = 0
 
-    def attend(
-        self,
-        layer_index: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scaling: float,
-        sliding_window: int | None,
-        dropout: float,
-    ) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
         """Note the size of one token's keys and values."""
         self.size_bytes += key.nbytes + value.nbytes
         return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3])

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from andon.modeling.attention import packed_attention
+from andon.modeling.attention import AttentionCall, packed_attention
 from andon.modeling.errors import UnsupportedArchitectureError
 from andon.modeling.tree_layout import TreeLayout
 from andon.modeling.trees import Tree
@@ -64,7 +64,9 @@ def test_every_token_sees_its_prompt_and_its_own_past(window: int | None) -> Non
     query, key, value = random_heads(layout.num_tokens)
     for tensor in (query, key, value):
         tensor.requires_grad_()
-    output = layout.attend(0, query, key, value, scaling=0.3, sliding_window=window, dropout=0.0)
+    output = layout.attend(
+        query, key, value, AttentionCall(layer_index=0, scaling=0.3, sliding_window=window)
+    )
     expected = attention_by_loops(TREES, query, key, value, window)
     torch.testing.assert_close(output[0], expected, rtol=1e-9, atol=1e-9)
 
@@ -85,7 +87,7 @@ def test_any_mixture_of_trees_is_kept_apart(sizes: list[tuple[int, list[int]]]) 
     trees = [Tree(prompt_tokens=prompt, response_tokens=tuple(responses)) for prompt, responses in sizes]
     layout = TreeLayout(trees)
     query, key, value = random_heads(layout.num_tokens, heads=2, key_heads=1)
-    output = layout.attend(0, query, key, value, scaling=0.3, sliding_window=None, dropout=0.0)
+    output = layout.attend(query, key, value, AttentionCall(layer_index=0, scaling=0.3))
     expected = attention_by_loops(trees, query, key, value, None)
     torch.testing.assert_close(output[0], expected, rtol=1e-9, atol=1e-9)
 
@@ -94,7 +96,7 @@ def test_equal_trees_need_no_padding_and_give_the_same() -> None:
     trees = [Tree(prompt_tokens=4, response_tokens=(2, 3))] * 3
     layout = TreeLayout(trees)
     query, key, value = random_heads(layout.num_tokens)
-    output = layout.attend(0, query, key, value, scaling=0.3, sliding_window=None, dropout=0.0)
+    output = layout.attend(query, key, value, AttentionCall(layer_index=0, scaling=0.3))
     torch.testing.assert_close(
         output[0], attention_by_loops(trees, query, key, value, None), rtol=1e-9, atol=1e-9
     )
@@ -103,10 +105,9 @@ def test_equal_trees_need_no_padding_and_give_the_same() -> None:
 def test_half_precision_stays_close() -> None:
     layout = TreeLayout(TREES)
     heads = random_heads(layout.num_tokens)
-    exact = layout.attend(0, *heads, scaling=0.3, sliding_window=None, dropout=0.0)
-    rounded = layout.attend(
-        0, *(tensor.bfloat16() for tensor in heads), scaling=0.3, sliding_window=None, dropout=0.0
-    )
+    call = AttentionCall(layer_index=0, scaling=0.3)
+    exact = layout.attend(*heads, call)
+    rounded = layout.attend(*(tensor.bfloat16() for tensor in heads), call)
     assert rounded.dtype == torch.bfloat16
     torch.testing.assert_close(rounded.double(), exact, rtol=0.05, atol=0.05)
 
@@ -181,7 +182,9 @@ def test_a_variable_length_kernel_gets_the_right_keys(
     kernel = Kernel(function=varlen_by_loops, shares_keys=shares_keys)
     attention = VarlenAttention(trees, read=read, device=torch.device("cpu"), kernel=kernel)
     asked = query if read is None else query[:, :, read]
-    output = attention.attend(asked, key, value, scaling=0.3, sliding_window=window)[0]
+    output = attention.attend(
+        asked, key, value, AttentionCall(layer_index=0, scaling=0.3, sliding_window=window)
+    )[0]
     expected = attention_by_loops(trees, query, key, value, window)
     expected = expected if read is None else expected[read]
     torch.testing.assert_close(output, expected, rtol=1e-9, atol=1e-9)
@@ -194,4 +197,6 @@ def test_a_variable_length_kernel_gets_the_right_keys(
 
 
 def test_only_half_precision_on_a_gpu_goes_to_the_variable_length_kernel() -> None:
-    assert not can_attend(torch.zeros(1, 2, 3, 8, dtype=torch.bfloat16), dropout=0.0)
+    assert not can_attend(
+        torch.zeros(1, 2, 3, 8, dtype=torch.bfloat16), AttentionCall(layer_index=0, scaling=1.0)
+    )

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -5,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from andon.modeling import cascade, dense_attention
+from andon.modeling.attention import AttentionCall
 from andon.modeling.cascade import CascadeAttention
 from andon.modeling.padded_groups import PaddedGroups
 from andon.modeling.tree_layout import TreeLayout
@@ -13,6 +16,8 @@ from andon.modeling.trees import Tree
 pytestmark = pytest.mark.skipif(
     not dense_attention.can_attend(torch.zeros(1)), reason="this torch has no such attention operators"
 )
+
+CALL = AttentionCall(layer_index=0, scaling=0.3)
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -78,14 +83,14 @@ def test_values_and_gradients_are_those_of_separate_sequences(
         read = is_read.nonzero()[:, 0]
         attention = CascadeAttention(trees, read=read)
         asked, expected = query[:, :, read], expected[read]
-    ours = attention.attend(asked, key, value, scaling=0.3)[0]
+    ours = attention.attend(asked, key, value, CALL)[0]
     assert_same_gradients(ours, expected, [query, key, value])
 
 
 def test_equal_sequences_are_not_copied_into_groups() -> None:
     trees = [Tree(prompt_tokens=40, response_tokens=(30,))] * 3
     query, key, value = (random(1, 2, 210, 8 + number)[..., :8].requires_grad_() for number in range(3))
-    ours = CascadeAttention(trees).attend(query, key, value, scaling=0.3)[0]
+    ours = CascadeAttention(trees).attend(query, key, value, CALL)[0]
     assert_same_gradients(ours, of_separate_sequences(trees, query, key, value), [query, key, value])
 
 
@@ -119,7 +124,7 @@ def test_windows_and_dropout_are_left_to_padded_groups(
     )
     layout = TreeLayout([Tree(prompt_tokens=5, response_tokens=(3, 4))])
     heads = [random(1, 2, 12, 8) for _ in range(3)]
-    output = layout.attend(0, *heads, scaling=0.3, sliding_window=window, dropout=dropout)
+    output = layout.attend(*heads, replace(CALL, sliding_window=window, dropout=dropout))
     assert output.shape == (1, 12, 2, 8)
     assert bool(asked) == (window is not None or dropout > 0.0)
 
@@ -129,8 +134,8 @@ def test_padded_groups_give_the_same() -> None:
     heads = [random(1, 4, 151, 8), *(random(1, 2, 151, 8 + number)[..., :8] for number in (0, 1))]
     padded = PaddedGroups(trees, device=torch.device("cpu"))
     torch.testing.assert_close(
-        CascadeAttention(trees).attend(*heads, scaling=0.3),
-        padded.attend(*heads, scaling=0.3, sliding_window=None, dropout=0.0),
+        CascadeAttention(trees).attend(*heads, CALL),
+        padded.attend(*heads, CALL),
         rtol=1e-5,
         atol=1e-5,
     )
@@ -138,4 +143,4 @@ def test_padded_groups_give_the_same() -> None:
 
 def test_a_torch_with_other_operators_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dense_attention, "_HAS_OPERATORS", False)
-    assert not cascade.can_attend(random(1, 2, 3, 8), sliding_window=None, dropout=0.0)
+    assert not cascade.can_attend(random(1, 2, 3, 8), CALL)
