@@ -9,8 +9,12 @@ from scipy.stats import chisquare
 from structlog.testing import capture_logs
 from transformers import PreTrainedModel
 
+from andon.modeling import varlen_attention
 from andon.modeling.text import TextCodec
+from andon.modeling.varlen_attention import Kernel
+from services.policy import prefill_layout
 from services.policy.call import FinishedSequence, FinishReason
+from tests.varlen_kernel import varlen_by_loops
 
 from .conftest import Steps, cohort_of, make_call, make_engine, random_prompts, run_to_end, sample_all
 
@@ -303,3 +307,19 @@ def test_a_model_whose_step_cannot_be_recorded_is_served(load: Load, monkeypatch
         assert tokens_of(sample_all(make_engine(load("llama")), call)) == tokens_of(expected)
     assert attempts == [1]
     assert [entry["event"] for entry in logs] == ["step_not_recorded"]
+
+
+def test_prompts_read_by_a_variable_length_kernel_give_the_same(
+    architecture: str, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: all prompts of a pass in one call, whatever their lengths."""
+    prompts = random_prompts(RAGGED, seed=6)
+    call = make_call(prompts, samples_per_prompt=2, temperature=0.8, max_new_tokens=10)
+    expected = sample_all(make_engine(load(architecture)), call)
+    kernel = Kernel(function=varlen_by_loops, shares_keys=True)
+    monkeypatch.setattr(varlen_attention, "_torch_kernel", lambda: kernel)
+    monkeypatch.setattr(prefill_layout, "can_attend", lambda query, call: True)
+    sampled = sample_all(make_engine(load(architecture)), call)
+    assert tokens_of(sampled) == tokens_of(expected)
+    for ours, theirs in zip(sampled, expected, strict=True):
+        np.testing.assert_allclose(ours.logprobs, theirs.logprobs, atol=1e-4)
