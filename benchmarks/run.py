@@ -152,9 +152,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.add_argument(
         "--small-rounds", type=int, default=1, help="of the small shape, which takes minutes; 0: none"
     )
-    flags.add_argument("--shape", choices=("tiny", "small"), help="run this shape alone; nothing is written")
+    flags.add_argument("--shape", choices=("tiny", "small"), help="run this shape alone")
+    flags.add_argument("--only", default="", help="run only works whose name contains this")
     flags.add_argument(
-        "--only", default="", help="run only works whose name contains this; nothing is written"
+        "--update",
+        action="store_true",
+        help="with --shape or --only: replace what was measured of these works; else nothing is written then",
     )
     flags.add_argument(
         "--fresh", action="store_true", help="begin anew, although an interrupted run could go on"
@@ -192,8 +195,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     rows = [row for contest in chosen for row in rows_of(contest, rounds_of(contest, rounds, progress))]
     print(table(rows))
-    if is_whole:
-        write(rows, rounds=rounds, load=load, seconds=progress.seconds_by_script())
+    if is_whole or arguments.update:
+        seconds = progress.seconds_by_script()
+        if not is_whole:
+            rows, seconds = among_others(rows), seconds_of_latest() | seconds
+        write(rows, rounds=rounds, load=load, seconds=seconds)
         put_between_marks(DOCUMENT, "latest", table(rows))
         print(f"\nwritten to {LATEST.relative_to(ROOT)} and {DOCUMENT.relative_to(ROOT)}")
     progress.clear()
@@ -351,6 +357,15 @@ def table(rows: Sequence[Row]) -> str:
         cells = (row.work, row.shape, row.peer, f"{row.ratio:.2f}", spread, bar, limit)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def among_others(rows: Sequence[Row]) -> list[Row]:
+    """These rows in the place of the same ones in ``results/latest.json``, with all others as they stand
+    there; new ones at the end.
+    """
+    others = [Row(**row) for row in json.loads(LATEST.read_text())["rows"]] if LATEST.is_file() else []
+    by_name = {(row.work, row.shape, row.peer): row for row in (*others, *rows)}
+    return list(by_name.values())
 
 
 def write(

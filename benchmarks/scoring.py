@@ -21,6 +21,7 @@ from benchmarks.flops import TreeSizes, flops_only, logprob_flops, score_flops
 from benchmarks.measuring import cpu_seconds, emit, emit_rate, parser, use_threads
 from benchmarks.memory import extra_bytes
 from benchmarks.shapes import Shape
+from services.reference.config import ReferenceConfig
 from services.reward.config import RewardConfig
 
 RESPONSE_TOKENS = 48  # the peers'
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags.add_argument("--documents", type=int, default=64)
     flags.add_argument("--summaries", type=int, default=1)
     flags.add_argument("--length", type=int, help="tokens of a document and one summary; else the peers'")
-    flags.add_argument("--token-budget", type=int, default=RewardConfig.model_fields["token_budget"].default)
+    flags.add_argument("--token-budget", type=int, help="else the service's")
     flags.add_argument("--memory", action="store_true", help="measure memory instead of time")
     arguments = flags.parse_args(argv)
     use_threads(arguments.threads)
@@ -60,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     codec = shapes.codec(shape)
     work = groups(shape, arguments.documents, arguments.summaries, arguments.length)
     is_score = arguments.part == "score"
+    config = RewardConfig if is_score else ReferenceConfig
+    token_budget = arguments.token_budget or config.model_fields["token_budget"].default
     keep_kernels(KERNELS_OF_SCORES if is_score else KERNELS_OF_LOGPROBS)
     model = shapes.scorer(shape, codec) if is_score else shapes.causal_lm(shape, codec)
 
@@ -73,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     def run(groups: Sequence[PromptGroup] = work) -> None:
         results_by_response(
             groups,
-            token_budget=arguments.token_budget,
+            token_budget=token_budget,
             device="cpu",
             forward=forward,
             between_batches=lambda: None,

@@ -25,7 +25,7 @@ class ReferenceConfig(StoreServerConfig):
     """Where the model runs, such as cpu or cuda:0."""
     threads: int = Field(default=1, ge=1)
     """CPU threads of one forward pass."""
-    token_budget: int = Field(default=2048, ge=1)
+    token_budget: int = Field(default=1536, ge=1)
     """The most tokens of one forward pass, prompts and responses together; bounds the memory of a call."""
     max_queued_calls: int = Field(default=64, ge=1)
     """Calls that may wait for the model; further ones answer RESOURCE_EXHAUSTED with QUEUE_FULL."""

@@ -222,6 +222,27 @@ def test_the_results_are_written_for_machines(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("python", [None, "/nowhere/bin/python"])
+def test_a_part_that_was_run_again_stands_among_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def row(work: str, ratio: float) -> Row:
+        return Row(
+            work=work,
+            shape="tiny",
+            peer="p",
+            ratio=ratio,
+            low=ratio,
+            high=ratio,
+            bar=None,
+            times_limit=None,
+        )
+
+    monkeypatch.setattr(run, "LATEST", tmp_path / "latest.json")
+    assert run.among_others([row("a", 1.0)]) == [row("a", 1.0)]
+    run.write([row("a", 1.0), row("b", 2.0)], rounds={"tiny": 1}, load=0.0, seconds={})
+    assert run.among_others([row("b", 3.0), row("c", 4.0)]) == [row("a", 1.0), row("b", 3.0), row("c", 4.0)]
+
+
 def test_without_the_peers_the_run_says_how_to_get_them(
     python: str | None,
     tmp_path: Path,
