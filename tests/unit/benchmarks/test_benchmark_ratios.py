@@ -221,7 +221,6 @@ def test_the_results_are_written_for_machines(tmp_path: Path, monkeypatch: pytes
     assert run.seconds_of_latest() == {"ours": 3.2}
 
 
-@pytest.mark.parametrize("python", [None, "/nowhere/bin/python"])
 def test_a_part_that_was_run_again_stands_among_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,6 +242,7 @@ def test_a_part_that_was_run_again_stands_among_the_others(
     assert run.among_others([row("b", 3.0), row("c", 4.0)]) == [row("a", 1.0), row("b", 3.0), row("c", 4.0)]
 
 
+@pytest.mark.parametrize("python", [None, "/nowhere/bin/python"])
 def test_without_the_peers_the_run_says_how_to_get_them(
     python: str | None,
     tmp_path: Path,
