@@ -18,7 +18,13 @@ from transformers import PreTrainedModel
 from andon.client.policy import SamplingParameters
 from andon.corpus.loaders import load_comparisons, load_documents
 from andon.corpus.records import ComparisonRecord, DocumentRecord
-from andon.modeling.loading import deepened_scorer, load_causal_lm, save_model, scorer_from_causal_lm
+from andon.modeling.loading import (
+    deepened_scorer,
+    load_causal_lm,
+    only_last_layers_learn,
+    save_model,
+    scorer_from_causal_lm,
+)
 from andon.modeling.manifest import DataUse, ManifestDraft, Parent
 from andon.modeling.normalization import NO_NORMALIZATION, NormalizationMethod
 from andon.modeling.sequences import PromptGroup, check_groups
@@ -85,8 +91,11 @@ class RewardModelConfig(OptimizationConfig):
         if self.normalization in ("reference_zero", "policy_unit") and self.references is None:
             raise ValueError(f"normalization {self.normalization} needs references")
         detection = self.token_detection
-        if detection is not None and detection.held_back_layers > self.extra_layers:
-            raise ValueError("token_detection.held_back_layers are more than extra_layers")
+        if detection is not None:
+            if detection.held_back_layers > self.extra_layers:
+                raise ValueError("token_detection.held_back_layers are more than extra_layers")
+            if detection.frozen_base and detection.held_back_layers == self.extra_layers:
+                raise ValueError("token_detection.frozen_base leaves no layer to learn: hold fewer back")
         return self
 
     @property
@@ -175,14 +184,16 @@ class RewardModelStage:
             documents = load_documents(detection.data)
             uses.append(document_use(detection.data, documents))
             identity["token detection data"] = uses[-1].sha256
-            metrics |= self._detection_loop(
-                detection,
-                documents,
-                scorer,
-                codec,
-                identity=identity,
-                total_steps=detection_steps + len(order),
-            ).run()
+            learning_layers = config.extra_layers - held_back if detection.frozen_base else None
+            with only_last_layers_learn(scorer, learning_layers):
+                metrics |= self._detection_loop(
+                    detection,
+                    documents,
+                    scorer,
+                    codec,
+                    identity=identity,
+                    total_steps=detection_steps + len(order),
+                ).run()
             if held_back:
                 scorer = deepened_scorer(
                     scorer,

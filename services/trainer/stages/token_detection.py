@@ -39,6 +39,9 @@ class TokenDetectionConfig(OptimizationConfig):
     # Of the extra layers, the last ones that join after this phase: what it finds at each word, a layer above
     # can gather where the score is read.
     held_back_layers: int = Field(default=0, ge=0)
+    # Only the new layers and the head learn in this phase: comparing forms sooner where what is compared
+    # holds still, and an update costs half.
+    frozen_base: bool = False
     replaced_share: float = Field(default=0.5, gt=0, lt=1)  # of the places where a word can be exchanged
     min_alternatives: int = Field(default=8, ge=2)  # different words seen in a place, for it to count
 

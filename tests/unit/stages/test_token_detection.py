@@ -90,10 +90,11 @@ def with_base(context: FakeContext, documents_source: str) -> FakeContext:
 
 
 @pytest.mark.parametrize("cut_at", [3, 6, 8])
+@pytest.mark.parametrize("frozen_base", [False, True])
 def test_a_run_cut_off_in_either_phase_or_between_ends_with_the_same_bytes(
-    with_base: FakeContext, comparisons_source: str, documents_source: str, cut_at: int
+    with_base: FakeContext, comparisons_source: str, documents_source: str, cut_at: int, frozen_base: bool
 ) -> None:
-    chosen = config(comparisons_source, documents_source)
+    chosen = config(comparisons_source, documents_source, frozen_base=frozen_base)
     whole = FakeContext(with_base.store, run_id="whole")
     expected = with_base.store.resolve(RewardModelStage(chosen, whole).run())
 
@@ -123,6 +124,34 @@ def test_detection_learns(with_base: FakeContext, comparisons_source: str, tmp_p
     # A guesser pays log 2 = 0.69; who calls "dog" original and all else exchanged, much less.
     assert sum(losses[:5]) / 5 > 0.6
     assert sum(losses[-5:]) / 5 < 0.45
+
+
+@pytest.mark.parametrize("frozen_base", [False, True])
+def test_a_frozen_base_stays_as_it_was_until_the_comparisons(
+    with_base: FakeContext, comparisons_source: str, documents_source: str, frozen_base: bool
+) -> None:
+    base = load_file(with_base.store.resolve("sft@latest").path / "model.safetensors")
+    chosen = config(comparisons_source, documents_source, frozen_base=frozen_base)
+    cut = FakeContext(with_base.store, run_id="cut", interrupt_at=6)
+    with pytest.raises(RunInterrupted):
+        RewardModelStage(chosen, cut).run()
+    state = cut.restored_state()
+    assert state is not None
+    after_detection = state["model"]
+    of_base = [name for name in base if name in after_detection]
+    assert len(of_base) > 20
+    unmoved = [base[name].equal(after_detection[name]) for name in of_base]
+    assert all(unmoved) if frozen_base else not any(unmoved)
+
+    after_all = load_file(
+        with_base.store.resolve(RewardModelStage(chosen, cut.continued()).run()).path / "model.safetensors"
+    )
+    assert not any(base[name].equal(after_all[name]) for name in of_base)
+
+
+def test_a_frozen_base_leaves_a_layer_to_learn(comparisons_source: str, documents_source: str) -> None:
+    with pytest.raises(ValidationError, match="leaves no layer to learn"):
+        config(comparisons_source, documents_source, frozen_base=True, held_back_layers=2)
 
 
 def test_held_back_layers_are_extra_layers(comparisons_source: str, documents_source: str) -> None:
