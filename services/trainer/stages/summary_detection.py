@@ -86,7 +86,10 @@ class SummaryDetection:
             pairs += len(stated)
             correct += sum(known[better] > known[worse] for better, worse in stated)
         return BatchReport(
-            metrics={"loss_nats": loss_nats, "accuracy": correct / max(pairs, 1)},
+            metrics={
+                "summary_detection_loss_nats": loss_nats,
+                "summary_detection_accuracy": correct / max(pairs, 1),
+            },
             num_tokens=sum(group.num_tokens for group in groups),
         )
 

@@ -171,7 +171,7 @@ def test_summary_detection_learns(with_base: FakeContext, comparisons_source: st
     summaries = {**SUMMARIES_TOO, "steps": 60}
     RewardModelStage(config(comparisons_source, source, summary_detection=summaries), context).run()
     reports = [report for report in context.reports if 6 < report.step <= 66]
-    accuracies = [report.metrics["accuracy"] for report in reports]
+    accuracies = [report.metrics["summary_detection_accuracy"] for report in reports]
     # Nearly every exchange makes "dog" a rare word, which any layer can see.
     assert sum(accuracies[-10:]) / 10 > 0.85
 
