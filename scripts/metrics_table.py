@@ -69,6 +69,8 @@ STAGE_NUMBERS: Mapping[str, tuple[str, ...]] = {
         "longer_wins_accuracy",
         "detection_loss_nats",
         "detection_accuracy",
+        "summary_detection_loss_nats",
+        "summary_detection_accuracy",
         "learning_rate",
         "gradient_norm",
         "epoch",

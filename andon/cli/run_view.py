@@ -19,6 +19,7 @@ HEADLINE_METRICS: Mapping[str, Sequence[str]] = {
     "sft": ("loss_nats_per_token", "validation_loss_nats_per_token", "learning_rate", "tokens_per_s"),
     "reward_model": (
         "detection_accuracy",
+        "summary_detection_accuracy",
         "loss_nats",
         "accuracy",
         "validation_accuracy",

@@ -41,7 +41,7 @@ _PANELS: Mapping[str, Sequence[Panel]] = {
         Panel(
             title="exchanged words found, before labels",
             unit="",
-            metrics=("detection_accuracy",),
+            metrics=("detection_accuracy", "summary_detection_accuracy"),
             percent=True,
         ),
         Panel(title="loss", unit="nats per pair", metrics=("loss_nats", "validation_loss_nats")),

@@ -182,6 +182,28 @@ def deepened_scorer(
     return _prepare(deeper, scorer.device)
 
 
+@contextmanager
+def only_last_layers_learn(scorer: PreTrainedModel, num_layers: int | None) -> Iterator[None]:
+    """Within, only a reward model's last ``num_layers`` layers and its head take gradients; None: all do."""
+    if num_layers is None:
+        yield
+        return
+    layers = _layers(scorer)
+    learning = {id(parameter) for parameter in layers[len(layers) - num_layers :].parameters()}
+    frozen = [
+        parameter
+        for parameter in scorer.base_model.parameters()
+        if parameter.requires_grad and id(parameter) not in learning
+    ]
+    for parameter in frozen:
+        parameter.requires_grad_(requires_grad=False)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(requires_grad=True)
+
+
 def _add_layers(config: PretrainedConfig, extra_layers: int) -> None:
     num_layers = config.num_hidden_layers
     config.num_hidden_layers = num_layers + extra_layers

@@ -13,7 +13,7 @@ For K = 2 the three are the same. Ties state no pair; a decision in which all ar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -40,6 +40,10 @@ class Decision:
             for lower in self.tiers[rank + 1 :]
             for worse in lower
         ]
+
+    def moved(self, offset: int) -> Decision:
+        """The same decision about scores that stand ``offset`` places further on."""
+        return replace(self, tiers=tuple(tuple(index + offset for index in tier) for tier in self.tiers))
 
 
 def decision_loss(

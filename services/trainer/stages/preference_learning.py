@@ -123,7 +123,7 @@ class PreferenceLearning:
         record_scores = []
         record_lengths = []
         for element, own in zip(self._held_out, scores, strict=True):
-            decisions += [_moved(decision, len(flat)) for decision in element.informative_decisions]
+            decisions += [decision.moved(len(flat)) for decision in element.informative_decisions]
             flat += own
             for record, places in zip(element.records, element.candidate_places, strict=True):
                 records.append(record)
@@ -167,7 +167,7 @@ class PreferenceLearning:
         language_model_responses: list[int] = []
         offset = 0
         for element in elements:
-            decisions += [_moved(decision, offset) for decision in element.informative_decisions]
+            decisions += [decision.moved(offset) for decision in element.informative_decisions]
             language_model_responses += [
                 offset + index for index in sorted(self._language_model_responses(element))
             ]
@@ -210,11 +210,3 @@ class PreferenceLearning:
             temperature=1.0,
         )
         return scores, -statistics.logprobs.sum()
-
-
-def _moved(decision: Decision, offset: int) -> Decision:
-    """The same decision about responses that stand ``offset`` places further on."""
-    return Decision(
-        tiers=tuple(tuple(index + offset for index in tier) for tier in decision.tiers),
-        only_best_known=decision.only_best_known,
-    )

@@ -9,6 +9,7 @@ model whose head is replaced by a scalar one, learns from each decision with the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, Self
 
 import torch
@@ -18,7 +19,13 @@ from transformers import PreTrainedModel
 from andon.client.policy import SamplingParameters
 from andon.corpus.loaders import load_comparisons, load_documents
 from andon.corpus.records import ComparisonRecord, DocumentRecord
-from andon.modeling.loading import deepened_scorer, load_causal_lm, save_model, scorer_from_causal_lm
+from andon.modeling.loading import (
+    deepened_scorer,
+    load_causal_lm,
+    only_last_layers_learn,
+    save_model,
+    scorer_from_causal_lm,
+)
 from andon.modeling.manifest import DataUse, ManifestDraft, Parent
 from andon.modeling.normalization import NO_NORMALIZATION, NormalizationMethod
 from andon.modeling.sequences import PromptGroup, check_groups
@@ -48,6 +55,7 @@ from services.trainer.stages.preference_learning import LanguageModelTerm, Prefe
 from services.trainer.stages.publication import publish, published_earlier
 from services.trainer.stages.random_state import seed_everything
 from services.trainer.stages.reward_accuracy import labeler_agreement
+from services.trainer.stages.summary_detection import SummaryDetection, SummaryDetectionConfig
 from services.trainer.stages.token_detection import TokenDetection, TokenDetectionConfig, WordExchange
 from services.trainer.stages.training_loop import TrainingLoop
 
@@ -74,6 +82,7 @@ class RewardModelConfig(OptimizationConfig):
     # whose tokens the auxiliary loss is on
     language_model_responses: Literal["preferred", "all"] = "preferred"
     token_detection: TokenDetectionConfig | None = None  # a phase before the comparisons; none by default
+    summary_detection: SummaryDetectionConfig | None = None  # a second one, behind token_detection
     validation_interval: int = Field(default=100, ge=1)  # updates
     sampling_temperature: float = Field(default=1.0, gt=0)  # of the samples that policy_unit normalizes to
     seed: int = 0
@@ -85,9 +94,19 @@ class RewardModelConfig(OptimizationConfig):
         if self.normalization in ("reference_zero", "policy_unit") and self.references is None:
             raise ValueError(f"normalization {self.normalization} needs references")
         detection = self.token_detection
-        if detection is not None and detection.held_back_layers > self.extra_layers:
-            raise ValueError("token_detection.held_back_layers are more than extra_layers")
+        if detection is not None:
+            if detection.held_back_layers > self.extra_layers:
+                raise ValueError("token_detection.held_back_layers are more than extra_layers")
+            if detection.frozen_base and detection.held_back_layers == self.extra_layers:
+                raise ValueError("token_detection.frozen_base leaves no layer to learn: hold fewer back")
+        if self.summary_detection is not None and detection is None:
+            raise ValueError("summary_detection needs token_detection")
         return self
+
+    @property
+    def detection_steps(self) -> int:
+        """Updates before the comparisons."""
+        return sum(phase.steps for phase in (self.token_detection, self.summary_detection) if phase)
 
     @property
     def chosen_normalization(self) -> NormalizationMethod:
@@ -95,6 +114,24 @@ class RewardModelConfig(OptimizationConfig):
         if self.normalization is not None:
             return self.normalization
         return "none" if self.references is None else "reference_zero"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ExchangedWords:
+    """Documents with summaries, and how words of these are exchanged."""
+
+    examples: list[PromptGroup]  # one summary each, without its end-of-sequence token
+    exchange: WordExchange
+
+    def order(self, config: TokenDetectionConfig | SummaryDetectionConfig, *, seed: int) -> BatchOrder:
+        """The documents of a phase's updates."""
+        return BatchOrder(
+            [1] * len(self.examples),
+            budget=config.batch_documents,
+            seed=seed,
+            steps=config.steps,
+            epochs=None,
+        )
 
 
 class RewardModelStage:
@@ -157,7 +194,7 @@ class RewardModelStage:
             "tokenizer": codec.fingerprint,
         }
         metrics: dict[str, float] = {}
-        detection_steps = 0
+        total_steps = config.detection_steps + len(order)
         uses = [
             DataUse(
                 kind="comparisons",
@@ -171,24 +208,31 @@ class RewardModelStage:
         if basis is not None:
             uses.append(basis.data_use)
         if detection is not None:
-            detection_steps = detection.steps
             documents = load_documents(detection.data)
             uses.append(document_use(detection.data, documents))
             identity["token detection data"] = uses[-1].sha256
-            metrics |= self._detection_loop(
-                detection,
-                documents,
-                scorer,
-                codec,
-                identity=identity,
-                total_steps=detection_steps + len(order),
-            ).run()
+            words = self._exchanged_words(detection, documents, codec)
+            learning_layers = config.extra_layers - held_back if detection.frozen_base else None
+            with only_last_layers_learn(scorer, learning_layers):
+                metrics |= self._token_detection(
+                    detection, words, scorer, identity=identity, total_steps=total_steps
+                ).run()
             if held_back:
                 scorer = deepened_scorer(
                     scorer,
                     extra_layers=held_back,
                     extra_layers_gain=config.extra_layers_gain,
                     seed=config.seed + 1,  # not the draw that the layers below began with
+                )
+            if config.summary_detection is not None:
+                metrics |= self._summary_detection(
+                    config.summary_detection,
+                    words,
+                    scorer,
+                    codec,
+                    identity=identity,
+                    first_step=detection.steps,
+                    total_steps=total_steps,
                 )
         learning = PreferenceLearning(
             scorer,
@@ -206,8 +250,8 @@ class RewardModelStage:
             workload=learning,
             validation_interval=config.validation_interval,
             identity=identity,
-            first_step=detection_steps,
-            total_steps=detection_steps + len(order),
+            first_step=config.detection_steps,
+            total_steps=total_steps,
         )
         metrics |= loop.run()
         metrics |= _describe(records, training)
@@ -223,7 +267,7 @@ class RewardModelStage:
                 parents=(Parent(role="base", model=base.version),),
                 data=tuple(uses),
                 run_id=context.run_id,
-                step=detection_steps + len(order),
+                step=total_steps,
                 metrics=metrics,
                 config=config.model_dump(mode="json"),
                 normalization=normalization,
@@ -252,17 +296,10 @@ class RewardModelStage:
     def _group(self, records: Sequence[ComparisonRecord], codec: TextCodec) -> list[ComparedDocument]:
         return group_by_document(records, codec, max_summary_tokens=self._config.max_summary_tokens)
 
-    def _detection_loop(
-        self,
-        config: TokenDetectionConfig,
-        documents: Sequence[DocumentRecord],
-        scorer: PreTrainedModel,
-        codec: TextCodec,
-        *,
-        identity: Mapping[str, str],
-        total_steps: int,
-    ) -> TrainingLoop:
-        """The phase before the comparisons."""
+    def _exchanged_words(
+        self, config: TokenDetectionConfig, documents: Sequence[DocumentRecord], codec: TextCodec
+    ) -> _ExchangedWords:
+        """What both phases before the comparisons learn from."""
         field = "token_detection.data"
         encoded = encode_documents(
             documents,
@@ -287,21 +324,27 @@ class RewardModelStage:
                 field=field,
                 problem=f"no place in the summaries has {config.min_alternatives} different words",
             )
+        return _ExchangedWords(examples=examples, exchange=exchange)
+
+    def _token_detection(
+        self,
+        config: TokenDetectionConfig,
+        words: _ExchangedWords,
+        scorer: PreTrainedModel,
+        *,
+        identity: Mapping[str, str],
+        total_steps: int,
+    ) -> TrainingLoop:
+        """The first phase before the comparisons."""
         return TrainingLoop(
             context=self._context,
             config=config,
             model=scorer,
-            order=BatchOrder(
-                [1] * len(examples),
-                budget=config.batch_documents,
-                seed=self._config.seed,
-                steps=config.steps,
-                epochs=None,
-            ),
+            order=words.order(config, seed=self._config.seed),
             workload=TokenDetection(
                 scorer,
-                examples,
-                exchange,
+                words.examples,
+                words.exchange,
                 variants=config.variants,
                 token_budget=self._config.token_budget,
                 device=self._context.device,
@@ -311,6 +354,40 @@ class RewardModelStage:
             phase="token_detection",
             total_steps=total_steps,
         )
+
+    def _summary_detection(
+        self,
+        config: SummaryDetectionConfig,
+        words: _ExchangedWords,
+        scorer: PreTrainedModel,
+        codec: TextCodec,
+        *,
+        identity: Mapping[str, str],
+        first_step: int,
+        total_steps: int,
+    ) -> dict[str, float]:
+        """The second phase before the comparisons."""
+        with only_last_layers_learn(scorer, self._config.extra_layers if config.frozen_base else None):
+            return TrainingLoop(
+                context=self._context,
+                config=config,
+                model=scorer,
+                order=words.order(config, seed=self._config.seed + 1),  # other documents first
+                workload=SummaryDetection(
+                    scorer,
+                    words.examples,
+                    words.exchange.with_share(config.replaced_share),
+                    variants=config.variants,
+                    end_token=codec.eos_token_id,
+                    token_budget=self._config.token_budget,
+                    device=self._context.device,
+                ),
+                validation_interval=first_step + config.steps,
+                identity=identity,
+                phase="summary_detection",
+                first_step=first_step,
+                total_steps=total_steps,
+            ).run()
 
     def _language_model_term(self, base: LocatedModel, scorer: PreTrainedModel) -> LanguageModelTerm | None:
         config = self._config

@@ -11,11 +11,13 @@ Called by ``reward_model``; the updates are those of ``training_loop``.
 
 from __future__ import annotations
 
+import copy
 import random
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Self
 
 import torch
 from pydantic import Field
@@ -39,6 +41,9 @@ class TokenDetectionConfig(OptimizationConfig):
     # Of the extra layers, the last ones that join after this phase: what it finds at each word, a layer above
     # can gather where the score is read.
     held_back_layers: int = Field(default=0, ge=0)
+    # Only the new layers and the head learn in this phase: comparing forms sooner where what is compared
+    # holds still, and an update costs half.
+    frozen_base: bool = False
     replaced_share: float = Field(default=0.5, gt=0, lt=1)  # of the places where a word can be exchanged
     min_alternatives: int = Field(default=8, ge=2)  # different words seen in a place, for it to count
 
@@ -82,6 +87,12 @@ class WordExchange:
         """Pairs of words behind which exchanges happen."""
         return len(self._alternatives)
 
+    def with_share(self, replaced_share: float) -> Self:
+        """The same exchange of another share of the places."""
+        other = copy.copy(self)
+        other._replaced_share = replaced_share
+        return other
+
     def corrupt(self, summary: Sequence[int], source: random.Random) -> Corrupted:
         """A copy with each place's word exchanged with the configured probability."""
         token_ids = list(summary)
@@ -102,6 +113,14 @@ class WordExchange:
 def _contexts(summary: Sequence[int]) -> list[Context]:
     padded = [None, None, *summary]
     return list(pairwise(padded))[: len(summary)]
+
+
+def exchange_source() -> random.Random:
+    """What one update's exchanges are drawn from.
+
+    torch's generator is part of every checkpoint, so a resumed run exchanges the same words.
+    """
+    return random.Random(int(torch.randint(2**62, ()).item()))
 
 
 class TokenDetection:
@@ -127,8 +146,7 @@ class TokenDetection:
 
     def accumulate(self, items: list[int]) -> BatchReport:
         """Gradients of the mean binary cross-entropy over all places of these examples' variants."""
-        # torch's generator is part of every checkpoint, so a resumed run exchanges the same words.
-        source = random.Random(int(torch.randint(2**62, ()).item()))
+        source = exchange_source()
         variants = [
             [self._exchange.corrupt(self._examples[item].responses[0], source) for _ in range(self._variants)]
             for item in items

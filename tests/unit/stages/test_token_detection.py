@@ -14,7 +14,8 @@ from services.trainer.errors import InvalidConfigError
 from services.trainer.stages.context import RunInterrupted
 from services.trainer.stages.reward_model import RewardModelConfig, RewardModelStage
 from services.trainer.stages.sft import SftConfig, SftStage
-from services.trainer.stages.token_detection import WordExchange
+from services.trainer.stages.summary_detection import fewest_exchanges_first
+from services.trainer.stages.token_detection import Corrupted, WordExchange
 
 from .conftest import TINY_GPT2, FakeContext, write_rows
 
@@ -53,8 +54,11 @@ def test_too_few_alternatives_leave_no_place() -> None:
     assert exchange.corrupt([1, 10, 2], random.Random(0)).token_ids == [1, 10, 2]
 
 
-def config(comparisons: str, documents: str, **detection: Any) -> RewardModelConfig:
+def config(
+    comparisons: str, documents: str, *, summary_detection: dict[str, Any] | None = None, **detection: Any
+) -> RewardModelConfig:
     return RewardModelConfig(
+        summary_detection=summary_detection,
         base_model="sft@latest",
         comparisons=comparisons,
         extra_layers=2,
@@ -89,11 +93,33 @@ def with_base(context: FakeContext, documents_source: str) -> FakeContext:
     return context
 
 
-@pytest.mark.parametrize("cut_at", [3, 6, 8])
-def test_a_run_cut_off_in_either_phase_or_between_ends_with_the_same_bytes(
-    with_base: FakeContext, comparisons_source: str, documents_source: str, cut_at: int
+SUMMARIES_TOO = {
+    "steps": 4,
+    "learning_rate": 1e-2,
+    "batch_documents": 8,
+    "replaced_share": 0.4,
+    "frozen_base": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("frozen_base", "summaries", "cut_at"),
+    [
+        *((frozen, None, cut_at) for frozen in (False, True) for cut_at in (3, 6, 8)),
+        *((True, SUMMARIES_TOO, cut_at) for cut_at in (3, 6, 8, 10, 12)),
+    ],
+)
+def test_a_run_cut_off_in_any_phase_or_between_ends_with_the_same_bytes(
+    with_base: FakeContext,
+    comparisons_source: str,
+    documents_source: str,
+    frozen_base: bool,
+    summaries: dict[str, Any] | None,
+    cut_at: int,
 ) -> None:
-    chosen = config(comparisons_source, documents_source)
+    chosen = config(
+        comparisons_source, documents_source, frozen_base=frozen_base, summary_detection=summaries
+    )
     whole = FakeContext(with_base.store, run_id="whole")
     expected = with_base.store.resolve(RewardModelStage(chosen, whole).run())
 
@@ -108,6 +134,8 @@ def test_a_run_cut_off_in_either_phase_or_between_ends_with_the_same_bytes(
     assert {name for name in left if ".h.3." in name}  # two layers of the base model and two extra ones
     phases = [report.phase for report in whole.reports]
     assert phases[:5] == ["token_detection"] * 5
+    if summaries is not None:
+        assert phases[6:10] == ["summary_detection"] * 3 + ["validate"]
     assert [report.step for report in whole.reports] == list(range(1, len(phases) + 1))
     assert {report.total for report in whole.reports} == {len(phases)}
 
@@ -123,6 +151,78 @@ def test_detection_learns(with_base: FakeContext, comparisons_source: str, tmp_p
     # A guesser pays log 2 = 0.69; who calls "dog" original and all else exchanged, much less.
     assert sum(losses[:5]) / 5 > 0.6
     assert sum(losses[-5:]) / 5 < 0.45
+
+
+def test_copies_with_fewer_exchanges_come_first() -> None:
+    def with_exchanges(count: int) -> Corrupted:
+        originals = [index >= count for index in range(4)]
+        return Corrupted(token_ids=[5] * 4, is_place=[True] * 4, is_original=originals)
+
+    copies = [with_exchanges(count) for count in (2, 0, 4, 2)]
+    assert fewest_exchanges_first(copies).tiers == ((0, 2), (1, 4), (3,))
+    assert fewest_exchanges_first([with_exchanges(0)]).untied_pairs() == []
+
+
+def test_summary_detection_learns(with_base: FakeContext, comparisons_source: str, tmp_path: Path) -> None:
+    words = ["dog"] * 90 + ["red", "blue", "green", "black", "park", "school", "bank", "shop", "home", "saw"]
+    rows = [{"document": "i saw a dog", "summaries": [f"a {word}"]} for word in words]
+    source = write_rows(tmp_path / "dogs.jsonl", rows)
+    context = FakeContext(with_base.store, run_id="learns")
+    summaries = {**SUMMARIES_TOO, "steps": 60}
+    RewardModelStage(config(comparisons_source, source, summary_detection=summaries), context).run()
+    reports = [report for report in context.reports if 6 < report.step <= 66]
+    accuracies = [report.metrics["summary_detection_accuracy"] for report in reports]
+    # Nearly every exchange makes "dog" a rare word, which any layer can see.
+    assert sum(accuracies[-10:]) / 10 > 0.85
+
+
+@pytest.mark.parametrize(
+    ("frozen_base", "summaries", "last", "unmoved_until_then"),
+    [
+        (False, None, 6, False),
+        (True, None, 6, True),
+        (True, SUMMARIES_TOO, 10, True),
+        (True, {**SUMMARIES_TOO, "frozen_base": False}, 10, False),
+    ],
+)
+def test_a_frozen_base_stays_as_it_was_until_the_comparisons(
+    with_base: FakeContext,
+    comparisons_source: str,
+    documents_source: str,
+    frozen_base: bool,
+    summaries: dict[str, Any] | None,
+    last: int,
+    unmoved_until_then: bool,
+) -> None:
+    base = load_file(with_base.store.resolve("sft@latest").path / "model.safetensors")
+    chosen = config(
+        comparisons_source, documents_source, frozen_base=frozen_base, summary_detection=summaries
+    )
+    cut = FakeContext(with_base.store, run_id="cut", interrupt_at=last)
+    with pytest.raises(RunInterrupted):
+        RewardModelStage(chosen, cut).run()
+    state = cut.restored_state()
+    assert state is not None
+    after_detection = state["model"]
+    of_base = [name for name in base if name in after_detection]
+    assert len(of_base) > 20
+    unmoved = [base[name].equal(after_detection[name]) for name in of_base]
+    assert all(unmoved) if unmoved_until_then else not any(unmoved)
+
+    after_all = load_file(
+        with_base.store.resolve(RewardModelStage(chosen, cut.continued()).run()).path / "model.safetensors"
+    )
+    assert not any(base[name].equal(after_all[name]) for name in of_base)
+
+
+def test_a_frozen_base_leaves_a_layer_to_learn(comparisons_source: str, documents_source: str) -> None:
+    with pytest.raises(ValidationError, match="leaves no layer to learn"):
+        config(comparisons_source, documents_source, frozen_base=True, held_back_layers=2)
+
+
+def test_summary_detection_needs_the_data_of_token_detection(comparisons_source: str) -> None:
+    with pytest.raises(ValidationError, match="summary_detection needs token_detection"):
+        RewardModelConfig(comparisons=comparisons_source, learning_rate=1e-3, summary_detection=SUMMARIES_TOO)
 
 
 def test_held_back_layers_are_extra_layers(comparisons_source: str, documents_source: str) -> None:
