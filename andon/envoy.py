@@ -77,7 +77,7 @@ def routes(canary_percent: int) -> Json:
             ]
         }
     }
-    prefix = {"prefix": f"/{_SERVICE}/"}
+    prefix, health = {"prefix": f"/{_SERVICE}/"}, {"prefix": f"/{_HEALTH_SERVICE}/"}
     asks_for_canary = [{"name": TRACK_HEADER, "string_match": {"exact": CANARY}}]
     configuration = {
         "@type": _type("envoy.config.route.v3.RouteConfiguration"),
@@ -93,9 +93,14 @@ def routes(canary_percent: int) -> Json:
                         "route": _route({"cluster": CANARY_CLUSTER}),
                     },
                     {"match": prefix, "route": _route(split)},
-                    # Clients watch health through the split; what they mean is whether stable serves.
+                    # Clients watch health through the split; what they mean is whether stable serves, unless
+                    # they ask for the canary's.
                     {
-                        "match": {"prefix": f"/{_HEALTH_SERVICE}/"},
+                        "match": {**health, "headers": asks_for_canary},
+                        "route": _route({"cluster": CANARY_CLUSTER}),
+                    },
+                    {
+                        "match": health,
                         "route": _route({"cluster": STABLE_CLUSTER}),
                     },
                 ],

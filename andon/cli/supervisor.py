@@ -392,7 +392,10 @@ class Supervisor:
                     process = self._children[service].process
                 if process is None or process.poll() is not None:
                     raise self._start_error(service, "ended while starting")
-                if check_health(self.targets[service], timeout_s=1.0) is Health.SERVING:
+                # Envoy looks after its two sides by itself, and may see one of them later than the other.
+                tracks = ("stable", "canary") if service == ENVOY else (None,)
+                target = self.targets[service]
+                if all(check_health(target, timeout_s=1.0, track=t) is Health.SERVING for t in tracks):
                     waiting.remove(service)
             if waiting and time.monotonic() > deadline_s:
                 raise self._start_error(waiting[0], f"is not healthy after {timeout_s:.0f} s")

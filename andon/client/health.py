@@ -9,6 +9,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from andon.client.channel import connect
+from andon.client.connection import TRACK_HEADER
 from andon.errors import DeadlineExceededError, UnavailableError
 from andon.rpc.errors import error_from_rpc
 
@@ -21,13 +22,16 @@ class Health(StrEnum):
     UNREACHABLE = "unreachable"
 
 
-def check_health(target: str, *, timeout_s: float) -> Health:
-    """The health of the process behind ``target``. A refusal is raised as Andon's error."""
+def check_health(target: str, *, timeout_s: float, track: str | None = None) -> Health:
+    """The health of the process behind ``target``, of that side of a canary split if ``track`` names one. A
+    refusal is raised as Andon's error.
+    """
+    metadata = None if track is None else [(TRACK_HEADER, track)]
     with connect(target) as channel:
         # The generated stub is untyped.
         stub: Any = health_pb2_grpc.HealthStub(channel)
         try:
-            answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout_s)
+            answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout_s, metadata=metadata)
         except grpc.RpcError as error:
             translated = error_from_rpc(error)
             if isinstance(translated, (UnavailableError, DeadlineExceededError)):

@@ -12,6 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from andon.api.policy.v1 import policy_service_pb2, policy_service_pb2_grpc
+from andon.client.health import Health, check_health
 from andon.client.policy import PolicyClient, SamplingParameters
 from andon.envoy import write_routes
 from andon.errors import PermissionDeniedError, UnavailableError
@@ -243,6 +244,18 @@ def test_the_share_of_a_dead_stable_never_goes_to_the_canary(envoy, tracks):
                 caller.call()
             assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
         assert caller.call(track="canary") == CANARY
+
+
+def test_health_is_that_of_stable_unless_the_canarys_is_asked_for(envoy, tracks):
+    target = envoy(50).target
+    assert check_health(target, timeout_s=TIMEOUT_S, track="canary") is Health.SERVING
+    tracks.end(CANARY, grace_s=0.0)
+    assert check_health(target, timeout_s=TIMEOUT_S, track="canary") is Health.UNREACHABLE
+    assert check_health(target, timeout_s=TIMEOUT_S) is Health.SERVING
+    tracks.end(STABLE, grace_s=0.0)
+    tracks.begin(CANARY)
+    wait_until(lambda: check_health(target, timeout_s=TIMEOUT_S, track="canary") is Health.SERVING)
+    assert check_health(target, timeout_s=TIMEOUT_S) is Health.UNREACHABLE
 
 
 def test_nobody_changes_models_or_weights_through_the_split(envoy):
