@@ -239,7 +239,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = flags.parse_args(argv)
     if arguments.rounds < 1:
         flags.error("there must be at least one round")
-    device = Device(arguments.device)
+    for part in arguments.only or ():
+        if not any(part in plan.name for size in SIZES.values() for plan in plans(size)):
+            flags.error(f"no work's name contains {part!r}")
+    try:
+        device = Device(arguments.device)
+    except RuntimeError as error:
+        flags.error(f"--device {arguments.device}: {error}")
     if device.kind == "cuda" and not torch.cuda.is_available():
         print(
             "torch finds no GPU here; --device cpu --shape nano shows that everything runs", file=sys.stderr

@@ -99,8 +99,13 @@ class RewardModelConfig(OptimizationConfig):
                 raise ValueError("token_detection.held_back_layers are more than extra_layers")
             if detection.frozen_base and detection.held_back_layers == self.extra_layers:
                 raise ValueError("token_detection.frozen_base leaves no layer to learn: hold fewer back")
-        if self.summary_detection is not None and detection is None:
-            raise ValueError("summary_detection needs token_detection")
+        if self.summary_detection is not None:
+            if detection is None:
+                raise ValueError("summary_detection needs token_detection")
+            if self.summary_detection.frozen_base and self.extra_layers == 0:
+                raise ValueError(
+                    "summary_detection.frozen_base leaves no layer to learn without extra_layers"
+                )
         return self
 
     @property

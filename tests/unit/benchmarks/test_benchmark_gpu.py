@@ -130,3 +130,20 @@ def test_rankings_have_as_many_responses_as_are_asked_for(tmp_path: Path) -> Non
 def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu.main([]) == 2
     assert "torch finds no GPU here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--device", "toaster"], "--device toaster"),
+        (["--only", "baking"], "no work's name contains 'baking'"),
+        (["--rounds", "0"], "at least one round"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        gpu.main(flags)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err

@@ -220,6 +220,19 @@ def test_a_frozen_base_leaves_a_layer_to_learn(comparisons_source: str, document
         config(comparisons_source, documents_source, frozen_base=True, held_back_layers=2)
 
 
+def test_a_frozen_base_of_summary_detection_leaves_a_layer_to_learn(
+    comparisons_source: str, documents_source: str
+) -> None:
+    with pytest.raises(ValidationError, match="leaves no layer to learn without extra_layers"):
+        RewardModelConfig(
+            comparisons=comparisons_source,
+            base_model="sft/1",
+            learning_rate=1e-3,
+            token_detection={"data": documents_source, "steps": 1, "learning_rate": 1e-3},
+            summary_detection={"steps": 1, "learning_rate": 1e-3, "frozen_base": True},
+        )
+
+
 def test_summary_detection_needs_the_data_of_token_detection(comparisons_source: str) -> None:
     with pytest.raises(ValidationError, match="summary_detection needs token_detection"):
         RewardModelConfig(comparisons=comparisons_source, learning_rate=1e-3, summary_detection=SUMMARIES_TOO)
