@@ -5,8 +5,8 @@ then hands the weights over by every way in turn. Samplers are processes of thei
 service. Time is taken on the clock, since both sides do nothing but wait, and in CPU seconds of both, which
 are nearly the same on a quiet machine and bear company on another; the rate is per CPU second. ``whole``
 hides nothing. ``waiting`` is what a PPO update waits for: the copy of the weights, and all from where the
-trainer's guards have looked, while which the trainer prepares digest, image and delta. For the peers both are
-the same. The first round is a warm-up.
+trainer's guards have looked, while which the trainer prepares digest, image and delta and the replica takes
+and checks what it is offered. For the peers both are the same. The first round is a warm-up.
 """
 
 from __future__ import annotations
@@ -29,7 +29,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from andon.client.policy import PolicyClient, WeightsAcknowledgement, WeightsChunkLike, WeightsHeaderLike
+from andon.client.policy import (
+    OfferedWeights,
+    PolicyClient,
+    WeightsAcknowledgement,
+    WeightsChunkLike,
+    WeightsHeaderLike,
+)
 from andon.modeling.forward import response_statistics
 from andon.modeling.loading import DTYPES
 from andon.modeling.sequences import PromptGroup, pack
@@ -47,6 +53,8 @@ ADAM_EPS = 1e-5  # the trainer's default
 CHUNK_BYTES = 1 << 20
 TIMEOUT_S = 120.0
 METHOD = "/benchmark.Weights/Send"
+IDLE_S = 0.1
+IDLE_CPU_S = 0.002  # that two idle processes do not use in that time
 
 Weights = Mapping[str, Tensor]
 
@@ -85,10 +93,20 @@ class FromAfar(PolicyClient):
         self, header: WeightsHeaderLike, chunks: Iterable[WeightsChunkLike], **options: Any
     ) -> WeightsAcknowledgement:
         """Name a process that the replica cannot look into."""
-        if header.memory is not None:
-            assert dataclasses.is_dataclass(header)
-            header = dataclasses.replace(header, memory=dataclasses.replace(header.memory, process_id=1))
-        return super().update_weights(header, chunks, **options)
+        return super().update_weights(_from_afar(header), chunks, **options)
+
+    def offer_weights(
+        self, header: WeightsHeaderLike, chunks: Iterable[WeightsChunkLike], **options: Any
+    ) -> OfferedWeights:
+        """The same for what is only offered."""
+        return super().offer_weights(_from_afar(header), chunks, **options)
+
+
+def _from_afar(header: WeightsHeaderLike) -> WeightsHeaderLike:
+    if header.memory is None:
+        return header
+    assert dataclasses.is_dataclass(header)
+    return dataclasses.replace(header, memory=dataclasses.replace(header.memory, process_id=1))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,21 +160,29 @@ class Publishing:
 
     def hand_over(self, weights: Weights) -> HandOver:
         """One update, as the PPO stage makes it."""
+        self._version += 1
         begin = Reading.now(self._pid)
-        prepared = self._publisher.prepare(weights)
+        prepared = self._publisher.prepare("policy", self._version, weights)
         copied = Reading.now(self._pid)
         # Wait for what was begun, as while the guards look.
-        _ = prepared.weights_sha256
+        _ = prepared.version
         _ = prepared.image(self._dtype) if self._shares_memory else prepared.delta(self._dtype)
+        self._wait_until_idle()
         ready = Reading.now(self._pid)
-        self._version += 1
-        self._publisher.set_current("policy", self._version, prepared)
+        self._publisher.set_current(prepared)
         self._publisher.publish(state=dict)
         end = Reading.now(self._pid)
         way, size_bytes = self._sent[-1]
         # The first time the replica holds nothing that there could be a delta to.
         assert self._version == 1 or way == ("shared_memory" if self._shares_memory else "delta"), way
         return hand_over_of(parts=[(begin, copied), (ready, end)], whole=(begin, end), size_bytes=size_bytes)
+
+    def _wait_until_idle(self) -> None:
+        """Until the replica has received and checked what it was offered: neither side works any more."""
+        before_s = -IDLE_CPU_S
+        while (now_s := Reading.now(self._pid).cpu_s) - before_s >= IDLE_CPU_S:
+            before_s = now_s
+            time.sleep(IDLE_S)
 
 
 class PeerWay:

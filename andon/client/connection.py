@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 import threading
 import uuid
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Generic, Self, TypeVar, cast
 
 import grpc
 
@@ -91,6 +91,39 @@ def find_token_source(token: str | None) -> str | TokenInFile | None:
     return source
 
 
+class Upload(Generic[Answer]):
+    """A stream of requests on its way to its one answer."""
+
+    def __init__(
+        self,
+        call: grpc.Future[Answer],
+        failures: Sequence[Exception],
+        translated: Callable[[grpc.RpcError], AndonError],
+    ) -> None:
+        """``failures`` gets what making the requests raises."""
+        self._call = call
+        self._failures = failures
+        self._translated = translated
+
+    def result(self) -> Answer:
+        """Wait for the answer. Raises the call's error, or the one of making the requests as it is."""
+        try:
+            return self._call.result()
+        except (grpc.RpcError, grpc.FutureCancelledError) as error:
+            if self._failures:
+                raise self._failures[0] from None
+            # A call is its own error, also where it was cancelled.
+            raise self._translated(cast("grpc.RpcError", self._call)) from error
+
+    def on_end(self, callback: Callable[[], None]) -> None:
+        """Call this from some thread when the call has ended, however it did; at once if it has."""
+        self._call.add_done_callback(lambda call: callback())
+
+    def cancel(self) -> None:
+        """End the call, unless it has ended."""
+        self._call.cancel()
+
+
 class ServiceConnection:
     """A channel to one service and the ways to call over it. Safe to share between threads."""
 
@@ -152,24 +185,33 @@ class ServiceConnection:
         wait_for_ready: bool = False,
     ) -> Answer:
         """A stream of requests, one answer. An error that making the requests raises comes out as it is."""
+        return self.begin_upload(
+            method, requests, timeout_s=timeout_s, wait_for_ready=wait_for_ready
+        ).result()
+
+    def begin_upload(
+        self,
+        method: grpc.StreamUnaryMultiCallable[Request, Answer],
+        requests: Iterable[Request],
+        *,
+        timeout_s: float,
+        wait_for_ready: bool = False,
+    ) -> Upload[Answer]:
+        """Begin a stream of requests, which are made and sent in another thread."""
         failures: list[Exception] = []
 
         def noted() -> Iterator[Request]:
-            # gRPC runs this in a thread of its own and says no more than that it failed.
+            # gRPC says no more of an error here than that there was one.
             try:
                 yield from requests
             except Exception as error:
                 failures.append(error)
                 raise
 
-        try:
-            return method(
-                noted(), timeout=timeout_s, wait_for_ready=wait_for_ready, metadata=self._metadata()
-            )
-        except grpc.RpcError as error:
-            if failures:
-                raise failures[0] from None
-            raise self._translated(error) from error
+        call = method.future(
+            noted(), timeout=timeout_s, wait_for_ready=wait_for_ready, metadata=self._metadata()
+        )
+        return Upload(call, failures, self._translated)
 
     def stream(
         self,

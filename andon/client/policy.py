@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Literal, Protocol
 
 from andon.api.policy.v1 import policy_service_pb2 as policy_pb2
 from andon.api.policy.v1 import policy_service_pb2_grpc as policy_grpc
 from andon.client.channel import ChannelOptions
-from andon.client.connection import TRACK_HEADER, ServiceConnection, new_request_id
+from andon.client.connection import TRACK_HEADER, ServiceConnection, Upload, new_request_id
 from andon.client.values import (
     CallTiming,
     ModelInfo,
@@ -179,6 +180,38 @@ class WeightsAcknowledgement:
     apply_s: float
 
 
+class OfferedWeights:
+    """Weights that a replica receives and checks, but does not use before they are committed."""
+
+    def __init__(
+        self,
+        begin: Callable[
+            [Iterator[policy_pb2.UpdateWeightsRequest]], Upload[policy_pb2.UpdateWeightsResponse]
+        ],
+        messages: Iterator[policy_pb2.UpdateWeightsRequest],
+    ) -> None:
+        self._is_committed: SimpleQueue[bool] = SimpleQueue()
+        self._upload = begin(self._with_decision(messages))
+        # Whatever ends the call lets the thread go that makes its requests.
+        self._upload.on_end(lambda: self._is_committed.put(False))
+
+    def commit(self) -> WeightsAcknowledgement:
+        """Have the replica use them, and wait until it does. Raises as ``PolicyClient.update_weights``."""
+        self._is_committed.put(True)
+        return _acknowledgement(self._upload.result())
+
+    def withdraw(self) -> None:
+        """Have the replica forget them; without effect on what was committed and acknowledged."""
+        self._upload.cancel()
+
+    def _with_decision(
+        self, messages: Iterator[policy_pb2.UpdateWeightsRequest]
+    ) -> Iterator[policy_pb2.UpdateWeightsRequest]:
+        yield from messages
+        if self._is_committed.get():
+            yield policy_pb2.UpdateWeightsRequest(commit=policy_pb2.WeightsCommit())
+
+
 class PolicyClient(ServiceConnection):
     """Calls one policy replica, or all of them when the target is a balanced name."""
 
@@ -243,8 +276,18 @@ class PolicyClient(ServiceConnection):
             timeout_s=timeout_s,
             wait_for_ready=wait_for_ready,
         )
-        return WeightsAcknowledgement(
-            model=model_version_from_proto(answer.model), apply_s=duration_to_seconds(answer.apply_duration)
+        return _acknowledgement(answer)
+
+    def offer_weights(
+        self, header: WeightsHeaderLike, chunks: Iterable[WeightsChunkLike], *, timeout_s: float = 600.0
+    ) -> OfferedWeights:
+        """Begins to send weights to this replica, which uses them once they are committed.
+
+        ``timeout_s`` is for all of it, the time until the commit included; after it the replica forgets them.
+        """
+        return OfferedWeights(
+            lambda messages: self.begin_upload(self._stub.UpdateWeights, messages, timeout_s=timeout_s),
+            _weight_messages(header, chunks, awaits_commit=True),
         )
 
     def load_model(self, name: str, *, timeout_s: float = 600.0, wait_for_ready: bool = False) -> ModelInfo:
@@ -314,8 +357,14 @@ def _prompt_samples(result: policy_pb2.PromptSamples) -> PromptSamples:
     )
 
 
+def _acknowledgement(answer: policy_pb2.UpdateWeightsResponse) -> WeightsAcknowledgement:
+    return WeightsAcknowledgement(
+        model=model_version_from_proto(answer.model), apply_s=duration_to_seconds(answer.apply_duration)
+    )
+
+
 def _weight_messages(
-    header: WeightsHeaderLike, chunks: Iterable[WeightsChunkLike]
+    header: WeightsHeaderLike, chunks: Iterable[WeightsChunkLike], *, awaits_commit: bool = False
 ) -> Iterator[policy_pb2.UpdateWeightsRequest]:
     yield policy_pb2.UpdateWeightsRequest(
         header=policy_pb2.WeightsHeader(
@@ -336,6 +385,7 @@ def _weight_messages(
                     name=header.memory.name,
                 )
             ),
+            awaits_commit=awaits_commit,
         )
     )
     for chunk in chunks:

@@ -65,6 +65,7 @@ class WeightsHeader:
     checksum: str  # of the new weights' bytes, as ``weights_checksum`` gives it
     base: ModelVersion | None = None  # what follows is a delta to these weights, in use with the same types
     memory: SharedMemoryAddress | None = None  # nothing follows: the bytes lie here
+    awaits_commit: bool = False  # said on the way: not to be used before the stream's last message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,9 +215,14 @@ class ChunkBuffer:
         self._filled_bytes = end
         return self
 
+    @property
+    def is_full(self) -> bool:
+        """Whether all bytes are there."""
+        return self._filled_bytes == len(self.data)
+
     def finish(self) -> bytearray:
         """All bytes; raises DataLossError WEIGHTS_TRUNCATED when some are missing."""
-        if self._filled_bytes != len(self.data):
+        if not self.is_full:
             raise DataLossError(
                 f"{self._filled_bytes} of {len(self.data)} bytes came",
                 reason="WEIGHTS_TRUNCATED",

@@ -1,10 +1,10 @@
-"""Decides how the difference between two sets of weights is written, and how it is put into the older one.
+"""Decides how the difference between two sets of weights is written, and how it makes the newer one.
 
 A small step of an optimizer changes few values of a 16-bit type, most of them to a neighbour. A delta lists
 them: how far each is from the one before, and by how much its bits, read as an integer, differ. Only integers
-are added, so what comes out is the new weights to the last bit, NaN and -0.0 included, and a delta can be
-taken back. Both lists are compressed as planes of bytes; each block is checked by itself before anything is
-applied, and the checksum of the whole decides at the end.
+are added, so what comes out is the new weights to the last bit, NaN and -0.0 included. Both lists are
+compressed as planes of bytes; each block is checked by itself before anything is changed, and the checksum of
+the whole decides at the end.
 
 The stream: for every tensor, in the order of names, one record for each ``BLOCK_VALUES`` values. A record is
 ``_RECORD``, then one zstd frame (with its checksum) of the planes, lowest byte first: the distances minus 1
@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from andon.errors import DataLossError
-from andon.modeling.weight_codec import TensorSpec, check_weights
+from andon.modeling.weight_codec import TensorSpec
 from andon.modeling.weight_image import WeightImage
 
 BLOCK_VALUES = 1 << 20
@@ -89,26 +89,16 @@ def decode_delta(data: bytes | bytearray, specs: Sequence[TensorSpec]) -> list[B
     return changes
 
 
-def apply_delta(weights: Mapping[str, Tensor], changes: Iterable[BlockChange], *, checksum: str) -> None:
-    """Change ``weights`` in place and check the whole of them; after an error they are as before.
-
-    The tensors must be contiguous. Raises DataLossError WEIGHTS_CHECKSUM_MISMATCH or WEIGHTS_NOT_FINITE.
-    """
-    applied: list[BlockChange] = []
-    try:
-        for change in changes:
-            _add(weights, change, change.differences)
-            applied.append(change)
-        check_weights(weights, checksum)
-    except BaseException:
-        for change in applied:
-            _add(weights, change, -change.differences)
-        raise
-
-
-def _add(weights: Mapping[str, Tensor], change: BlockChange, differences: Tensor) -> None:
-    words = _words(weights[change.tensor])[change.begin : change.end]
-    words.scatter_add_(0, change.indices.to(words.device), differences.to(words.device))
+def with_changes(weights: Mapping[str, Tensor], changes: Iterable[BlockChange]) -> dict[str, Tensor]:
+    """Copies of ``weights`` on the CPU in which the changes are made; to be checked as any that arrive."""
+    changed = {
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in weights.items()
+    }
+    for change in changes:
+        words = _words(changed[change.tensor])[change.begin : change.end]
+        words.scatter_add_(0, change.indices, change.differences)
+    return changed
 
 
 def _words(tensor: Tensor) -> Tensor:

@@ -9,6 +9,8 @@
     │   ├── ModelReplacedError          MODEL_VERSION_MISMATCH
     │   ├── ModelVersionConflictError   MODEL_VERSION_CONFLICT
     │   ├── WeightsBaseMismatchError    WEIGHTS_BASE_MISMATCH
+    │   ├── WeightsNotCommittedError    WEIGHTS_NOT_COMMITTED
+    │   ├── WeightsOvertakenError       WEIGHTS_OVERTAKEN
     │   ├── NotALanguageModelError      NOT_A_LANGUAGE_MODEL
     │   ├── UnsupportedByBackendError   UNSUPPORTED_BY_BACKEND
     │   ├── BackendServesOtherModelError BACKEND_SERVES_OTHER_MODEL
@@ -100,6 +102,24 @@ class WeightsBaseMismatchError(FailedPreconditionError):
             active=active,
             active_sha256=active.weights_sha256,
         )
+
+
+class WeightsNotCommittedError(FailedPreconditionError):
+    """A stream that announced a commit ended without it."""
+
+    default_reason = "WEIGHTS_NOT_COMMITTED"
+
+    def __init__(self, *, model: ModelVersion) -> None:
+        super().__init__(f"{model} came without a commit; it is not used", model=model)
+
+
+class WeightsOvertakenError(FailedPreconditionError):
+    """Weights that waited for their commit were given up for others that came."""
+
+    default_reason = "WEIGHTS_OVERTAKEN"
+
+    def __init__(self, *, model: ModelVersion) -> None:
+        super().__init__(f"{model} was not committed before another update came", model=model)
 
 
 class NotALanguageModelError(FailedPreconditionError):

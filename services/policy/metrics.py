@@ -18,6 +18,7 @@ TOKENS_BUCKETS = (1, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
 UPDATE_RESULTS = (
     "ok",
     "unchanged",
+    "withdrawn",
     "WEIGHTS_MALFORMED",
     "WEIGHTS_SHAPE_MISMATCH",
     "WEIGHTS_CHECKSUM_MISMATCH",
@@ -26,6 +27,7 @@ UPDATE_RESULTS = (
     "MODEL_VERSION_CONFLICT",
     "WEIGHTS_BASE_MISMATCH",
     "WEIGHTS_NOT_SHARED",
+    "WEIGHTS_OVERTAKEN",
     "other",
 )
 
@@ -109,7 +111,7 @@ class PolicyMetrics:
             self.finished_samples.labels(reason.value)
         self._weight_updates = Counter(
             "andon_policy_weight_updates_total",
-            "Weight updates, by result: ok, unchanged, or the reason of the error.",
+            "Weight updates, by result: ok, unchanged, withdrawn by the sender, or the reason of the error.",
             ["result"],
             registry=registry,
         )
@@ -117,7 +119,7 @@ class PolicyMetrics:
             self._weight_updates.labels(result)
         self._weight_update_seconds = Histogram(
             "andon_policy_weight_update_seconds",
-            "Time from a header's arrival to the first step with the new weights.",
+            "Time from a header's arrival, or its commit's, to the first step with the new weights.",
             buckets=CALL_SECONDS_BUCKETS,
             registry=registry,
         )

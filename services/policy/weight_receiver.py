@@ -1,18 +1,19 @@
 """Decides whether a stream of weights is taken into use.
 
 The servicer hands over the stream of UpdateWeights. The header is checked against the model in use before
-room is made for its bytes. All bytes, in chunks or in the sender's memory, are checked when they are there;
-then the runner copies them into the model when the calls that arrived before have ended. A delta is put into
-the model at the same moment, checked there, and taken back if it is wrong. Whatever goes wrong, the old
-weights stay. One update at a time.
+room is made for its bytes. New weights, from chunks, from the sender's memory or made from those in use by a
+delta, are checked beside the model when all bytes are there. Where the sender wants to decide later, they are
+kept until it commits. Then the runner copies them into the model when the calls that arrived before have
+ended. Whatever goes wrong, the old weights stay. One update at a time, and one that is kept.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from mmap import mmap
+from typing import Literal, TypeAlias
 
 from torch import Tensor
 
@@ -31,15 +32,24 @@ from andon.modeling.weight_codec import (
     model_weights,
     tensors_in,
 )
-from andon.modeling.weight_delta import apply_delta, decode_delta
+from andon.modeling.weight_delta import decode_delta, with_changes
 from andon.rpc.convert import model_version_from_proto
-from services.policy.errors import ModelNotLoadedError, ModelVersionConflictError, WeightsBaseMismatchError
+from services.policy.errors import (
+    ModelNotLoadedError,
+    ModelVersionConflictError,
+    ShuttingDownError,
+    WeightsBaseMismatchError,
+    WeightsNotCommittedError,
+    WeightsOvertakenError,
+)
 from services.policy.metrics import PolicyMetrics
 from services.policy.runner import SamplingRunner
 from services.policy.served_model import ServedModel
 
 Way = Literal["full", "delta", "shared_memory"]
-T = TypeVar("T")
+
+_Messages: TypeAlias = AsyncIterator[policy_pb2.UpdateWeightsRequest]
+_Why: TypeAlias = Callable[[ModelVersion], AndonError]  # why weights of this version are given up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +57,16 @@ class WeightUpdate:
     """An update that is in use."""
 
     model: ModelVersion
-    apply_s: float  # from the header's arrival
+    apply_s: float  # from the header's arrival, or the commit's
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Arrived:
+    """Weights that were found right, and what opened their stream; None: they are in use already."""
+
+    header: WeightsHeader
+    start_s: float  # when the header came
+    state: dict[str, Tensor] | None
 
 
 class WeightReceiver:
@@ -57,55 +76,101 @@ class WeightReceiver:
         self._runner = runner
         self._metrics = metrics
         self.lock = asyncio.Lock()  # held while a model is being replaced, by an update or by LoadModel
+        self._kept: asyncio.Future[_Why] | None = None  # of the stream that waits for its commit
+        self._closed = False
 
     async def receive(self, stream: AsyncIterator[policy_pb2.UpdateWeightsRequest]) -> WeightUpdate:
         """Take a whole stream into use. Raises the errors that the contract names."""
-        async with self.lock:
-            try:
-                update = await self._receive(stream)
-            except AndonError as error:
-                self._metrics.weight_update_ended(error.reason)
-                raise
-            return update
+        messages = aiter(stream)
+        try:
+            async with self.lock:
+                self._give_up_kept(lambda model: WeightsOvertakenError(model=model))
+                arrived = await self._arrived(messages)
+            start_s = arrived.start_s
+            if arrived.state is not None and arrived.header.awaits_commit:
+                await self._until_committed(messages, arrived.header.model)
+                start_s = self._runner.clock()
+            async with self.lock:
+                return await self._use(arrived, start_s)
+        except (WeightsNotCommittedError, asyncio.CancelledError):
+            self._metrics.weight_update_ended("withdrawn")
+            raise
+        except AndonError as error:
+            self._metrics.weight_update_ended(error.reason)
+            raise
 
-    async def _receive(self, stream: AsyncIterator[policy_pb2.UpdateWeightsRequest]) -> WeightUpdate:
-        header = await _first_part(stream)
+    def close(self) -> None:
+        """Keep no weights any longer: the service ends."""
+        self._closed = True
+        self._give_up_kept(lambda model: ShuttingDownError())
+
+    async def _arrived(self, messages: _Messages) -> _Arrived:
+        header = await _first_part(messages)
         start_s = self._runner.clock()
-        served = self._runner.served
-        if served is None:
-            raise ModelNotLoadedError
-        if header.model.is_same_name(served.version):
-            if header.model.weights_sha256 == served.version.weights_sha256:
-                self._metrics.weight_update_ended("unchanged")
-                return WeightUpdate(model=served.version, apply_s=self._runner.clock() - start_s)
-            raise ModelVersionConflictError(
-                model=str(served.version),
-                active_sha256=served.version.weights_sha256,
-                offered_sha256=header.model.weights_sha256,
-            )
+        served = self._served_before(header)
+        if served.version == header.model:
+            return _Arrived(header=header, start_s=start_s, state=None)
         own = model_weights(served.model)
         size_bytes = check_header(
             header, expected_shapes={name: tuple(tensor.shape) for name, tensor in own.items()}
         )
-        apply: Callable[[ServedModel], None]
-        if header.base is not None:
-            _check_base(header, served.version, own)
-            data = await _chunks_of(stream, header)
-            # Decoding and hashing read all bytes: not on the event loop.
-            changes = await _aside(lambda: decode_delta(data, header.tensors))
-
-            def apply(active: ServedModel) -> None:
-                apply_delta(model_weights(active.model), changes, checksum=header.checksum)
+        if header.memory is not None:
+            data: bytearray | mmap = map_shared_memory(header.memory, size_bytes)
         else:
-            state = await self._all_of(stream, header, size_bytes)
+            if header.base is not None:
+                _check_base_types(header, served.version, own)
+            data = await _chunks_of(messages, header)
+        if not header.awaits_commit:
+            await _expect_end(messages)
 
-            def apply(active: ServedModel) -> None:
-                load_weights(active.model, state)
+        def checked() -> dict[str, Tensor]:
+            if isinstance(data, bytearray) and header.base is not None:
+                state = with_changes(own, decode_delta(data, header.tensors))
+            else:
+                state = tensors_in(data, header.tensors)
+            check_weights(state, header.checksum)
+            return state
+
+        # It reads all bytes: not on the event loop.
+        state = await asyncio.get_running_loop().run_in_executor(None, checked)
+        return _Arrived(header=header, start_s=start_s, state=state)
+
+    async def _until_committed(self, messages: _Messages, model: ModelVersion) -> None:
+        """Wait for the commit. Raises WeightsNotCommittedError, WeightsOvertakenError, ShuttingDownError."""
+        if self._closed:
+            raise ShuttingDownError
+        kept = self._kept = asyncio.get_running_loop().create_future()
+        message = asyncio.ensure_future(_next(messages))
+        try:
+            await asyncio.wait([message, kept], return_when=asyncio.FIRST_COMPLETED)
+            if kept.done():
+                raise kept.result()(model)
+            last = message.result()
+        finally:
+            message.cancel()
+            if self._kept is kept:
+                self._kept = None
+        if last is None:
+            raise WeightsNotCommittedError(model=model)
+        if last.WhichOneof("part") != "commit":
+            raise _malformed("a message behind the last byte is no commit")
+
+    def _give_up_kept(self, why: _Why) -> None:
+        kept, self._kept = self._kept, None
+        if kept is not None and not kept.done():
+            kept.set_result(why)
+
+    async def _use(self, arrived: _Arrived, start_s: float) -> WeightUpdate:
+        header, state = arrived.header, arrived.state
+        served = self._served_before(header)
+        if state is None or served.version == header.model:
+            self._metrics.weight_update_ended("unchanged")
+            return WeightUpdate(model=served.version, apply_s=self._runner.clock() - start_s)
 
         def replace(active: ServedModel | None) -> ServedModel:
             if active is None:
                 raise ModelNotLoadedError
-            apply(active)
+            load_weights(active.model, state)
             return active.with_version(header.model)
 
         replaced = await asyncio.wrap_future(self._runner.replace(replace))
@@ -114,18 +179,21 @@ class WeightReceiver:
         self._metrics.model.loaded(replaced.version)
         return WeightUpdate(model=replaced.version, apply_s=apply_s)
 
-    async def _all_of(
-        self, stream: AsyncIterator[policy_pb2.UpdateWeightsRequest], header: WeightsHeader, size_bytes: int
-    ) -> dict[str, Tensor]:
-        """Checked tensors of all bytes, wherever they come from."""
-        if header.memory is None:
-            data = await _chunks_of(stream, header)
-            state = tensors_in(data, header.tensors)
-        else:
-            await _expect_end(stream)
-            state = tensors_in(map_shared_memory(header.memory, size_bytes), header.tensors)
-        await _aside(lambda: check_weights(state, header.checksum))
-        return state
+    def _served_before(self, header: WeightsHeader) -> ServedModel:
+        """What is in use, to which the header's weights may follow, now."""
+        served = self._runner.served
+        if served is None:
+            raise ModelNotLoadedError
+        if header.model.is_same_name(served.version):
+            if header.model.weights_sha256 != served.version.weights_sha256:
+                raise ModelVersionConflictError(
+                    model=str(served.version),
+                    active_sha256=served.version.weights_sha256,
+                    offered_sha256=header.model.weights_sha256,
+                )
+        elif header.base is not None and header.base != served.version:
+            raise WeightsBaseMismatchError(active=served.version, base=str(header.base))
+        return served
 
 
 def way_of(header: WeightsHeader) -> Way:
@@ -135,42 +203,39 @@ def way_of(header: WeightsHeader) -> Way:
     return "full" if header.memory is None else "shared_memory"
 
 
-def _check_base(header: WeightsHeader, active: ModelVersion, own: dict[str, Tensor]) -> None:
-    """Raise WeightsBaseMismatchError unless the delta is to exactly what is in use."""
-    if header.base != active:
-        raise WeightsBaseMismatchError(active=active, base=str(header.base))
+def _check_base_types(header: WeightsHeader, active: ModelVersion, own: Mapping[str, Tensor]) -> None:
+    """Raise WeightsBaseMismatchError unless the delta is between the types that are in use."""
     for spec in header.tensors:
-        if dtype_name(spec.name, own[spec.name]) != spec.dtype or not own[spec.name].is_contiguous():
+        if dtype_name(spec.name, own[spec.name]) != spec.dtype:
             raise WeightsBaseMismatchError(active=active, base=f"{header.base} in {spec.dtype}")
 
 
-async def _chunks_of(
-    stream: AsyncIterator[policy_pb2.UpdateWeightsRequest], header: WeightsHeader
-) -> bytearray:
+async def _next(messages: _Messages) -> policy_pb2.UpdateWeightsRequest | None:
+    """The next message; None when the sender has ended the stream."""
+    return await anext(messages, None)
+
+
+async def _first_part(messages: _Messages) -> WeightsHeader:
+    message = await _next(messages)
+    if message is None:
+        raise _malformed("the stream is empty")
+    if message.WhichOneof("part") != "header":
+        raise _malformed("the first message is no header")
+    return _header_of(message.header)
+
+
+async def _chunks_of(messages: _Messages, header: WeightsHeader) -> bytearray:
     buffer = ChunkBuffer(header.size_bytes)
-    async for message in stream:
+    while not buffer.is_full and (message := await _next(messages)) is not None:
         if message.WhichOneof("part") != "chunk":
-            raise _malformed("a message after the header is no chunk")
+            raise _malformed("a message that should hold a chunk does not")
         buffer.add(message.chunk.offset_bytes, message.chunk.data)
     return buffer.finish()
 
 
-async def _expect_end(stream: AsyncIterator[policy_pb2.UpdateWeightsRequest]) -> None:
-    async for _ in stream:
-        raise _malformed("a message follows the header of weights in shared memory")
-
-
-async def _aside(work: Callable[[], T]) -> T:
-    """Do work that takes long in another thread."""
-    return await asyncio.get_running_loop().run_in_executor(None, work)
-
-
-async def _first_part(stream: AsyncIterator[policy_pb2.UpdateWeightsRequest]) -> WeightsHeader:
-    async for message in stream:
-        if message.WhichOneof("part") != "header":
-            raise _malformed("the first message is no header")
-        return _header_of(message.header)
-    raise _malformed("the stream is empty")
+async def _expect_end(messages: _Messages) -> None:
+    if await _next(messages) is not None:
+        raise _malformed("the stream goes on behind its last byte")
 
 
 def _header_of(message: policy_pb2.WeightsHeader) -> WeightsHeader:
@@ -186,6 +251,7 @@ def _header_of(message: policy_pb2.WeightsHeader) -> WeightsHeader:
         size_bytes=message.size_bytes,
         checksum=message.checksum,
         base=model_version_from_proto(message.base) if message.HasField("base") else None,
+        awaits_commit=message.awaits_commit,
         memory=(
             SharedMemoryAddress(
                 process_id=message.memory.process_id,

@@ -76,7 +76,7 @@ class TrainerMetrics:
         )
         self._weights_sent_seconds = Histogram(
             "andon_trainer_weights_sent_seconds",
-            "Time from a replica's offer of weights to its acknowledgement, by way.",
+            "Time that an update waits until a replica has acknowledged its weights, by way.",
             ["way"],
             buckets=_WEIGHTS_BUCKETS_S,
             registry=registry,

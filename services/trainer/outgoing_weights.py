@@ -13,6 +13,7 @@ from functools import cached_property
 
 from torch import Tensor
 
+from andon.modeling.versions import ModelVersion
 from andon.modeling.weight_codec import weights_sha256
 from andon.modeling.weight_delta import encode_delta
 from andon.modeling.weight_image import WeightImage, image_of
@@ -23,16 +24,20 @@ class OutgoingWeights:
 
     def __init__(
         self,
+        family: str,
+        number: int,
         weights: Mapping[str, Tensor],
         *,
         base: OutgoingWeights | None,
         room: Sequence[WeightImage],
         threads: int,
     ) -> None:
-        """Copies ``weights``, which must be of one type. ``base`` is the version before, ``room`` memory that
-        nobody reads any more; ``threads`` work on a delta.
+        """Copies ``weights``, which must be of one type. ``family`` and ``number`` name the version, ``base``
+        is the one before, ``room`` memory that nobody reads any more; ``threads`` work on a delta.
         """
+        self._family, self._number = family, number
         self._base = base
+        self._base_version = None if base is None else base.version
         self._room = list(room)
         self._threads = threads
         self._lock = threading.Lock()  # guards the forms below
@@ -43,14 +48,19 @@ class OutgoingWeights:
         self._images[self.master.dtype] = self.master
 
     @property
-    def weights_sha256(self) -> str:
-        """What names the version: the digest over the weights in the trainer's own type."""
+    def version(self) -> ModelVersion:
+        """Its name, with the digest over the weights in the trainer's own type."""
         with self._digest_lock:
-            return self._digest
+            return self._version
 
     @cached_property
-    def _digest(self) -> str:
-        return weights_sha256(self.master.tensors)
+    def _version(self) -> ModelVersion:
+        return ModelVersion(self._family, self._number, weights_sha256(self.master.tensors))
+
+    @property
+    def base_version(self) -> ModelVersion | None:
+        """What deltas are to; None where there can be none."""
+        return self._base_version
 
     def image(self, dtype: str) -> WeightImage:
         """All weights in the type that a sampler serves, with their checksum."""

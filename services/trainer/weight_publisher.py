@@ -3,21 +3,24 @@
 The PPO stage publishes after each update. A replica that restarted, or that serves another version, is
 brought to the current one first. Replicas are addressed one by one, never through a balanced name. Each gets
 the weights the cheapest way that it can take: from shared memory on the same host, as what differs from the
-version that it acknowledged last, or in full. What the bytes look like is ``outgoing_weights``' affair.
+version that it acknowledged last, or in full. They are offered as soon as they are prepared, so that a
+replica receives and checks them while the trainer's guards look; published, they need only be committed. An
+offer that came to nothing is no loss: the weights are sent then. What the bytes look like is
+``outgoing_weights``' affair.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
 import structlog
 from torch import Tensor
 
-from andon.client.policy import PolicyClient
+from andon.client.policy import OfferedWeights, PolicyClient, WeightsAcknowledgement
 from andon.client.values import ModelInfo
 from andon.errors import AndonError, DataLossError, FailedPreconditionError
 from andon.modeling.versions import ModelVersion
@@ -50,17 +53,36 @@ class _Replica:
     """What is known of a replica."""
 
     holds: ModelVersion | None = None  # acknowledged last, and nothing went wrong since
-    dtype: str = ""  # of the weights it served last
+    has_served: bool = False  # it answered that it serves a version of this run
     shares_memory: bool = True  # until it says that it cannot
+    offer: Future[_Offer | None] | None = (
+        None  # of what ``prepare`` was given last; None: it could not be made
+    )
+
+    def note(self, way: WeightsWay, error: AndonError) -> None:
+        """Do not try again to share memory that the replica does not see, or sees wrongly."""
+        if way == "shared_memory" and (
+            isinstance(error, DataLossError) or error.reason == "WEIGHTS_NOT_SHARED"
+        ):
+            self.shares_memory = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Offer:
-    """One way of sending the current version."""
+class _Parcel:
+    """Weights, one way."""
 
     way: WeightsWay
     header: WeightsHeader
     chunks: Iterator[WeightsChunk]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Offer:
+    """What a replica was offered, and what it said of itself then."""
+
+    parcel: _Parcel
+    weights: OfferedWeights
+    info: ModelInfo
 
 
 class WeightPublisher:
@@ -88,7 +110,6 @@ class WeightPublisher:
         self._on_sent = on_sent
         self._current = initial
         self._weights: OutgoingWeights | None = None  # None: the initial model, as it is stored
-        self._before: ModelVersion | None = None  # what the current version's deltas are to
         self._ahead = ThreadPoolExecutor(max_workers=2, thread_name_prefix="weights-ahead")
 
     @property
@@ -96,30 +117,40 @@ class WeightPublisher:
         """The version that every sample must come from."""
         return self._current
 
-    def prepare(self, weights: Mapping[str, Tensor]) -> OutgoingWeights:
-        """Copy weights that may become the next version, and begin in other threads what sending them needs.
+    def prepare(self, family: str, number: int, weights: Mapping[str, Tensor]) -> OutgoingWeights:
+        """Copy weights that may become the next version, begin in other threads what sending them needs, and
+        offer them to the samplers.
 
         The samplers must have acknowledged the current version: what is kept of the one before is given up.
         """
+        self.withdraw()
         current = self._weights
         prepared = OutgoingWeights(
+            family,
+            number,
             weights,
             base=current,
             room=[] if current is None else current.release_base(),
             threads=self._threads,
         )
         # Whatever fails there fails again, and is told, when it is asked for.
-        self._ahead.submit(lambda: prepared.weights_sha256)
-        ways = {(known.dtype, known.shares_memory) for known in self._known.values() if known.dtype}
-        for dtype, shares_memory in ways:
-            self._ahead.submit(prepared.image if shares_memory else prepared.delta, dtype)
+        self._ahead.submit(lambda: prepared.version)
+        for replica, known in self._known.items():
+            if known.has_served:
+                known.offer = self._ahead.submit(self._offered, replica, known.holds, prepared)
         return prepared
 
-    def set_current(self, family: str, version: int, weights: OutgoingWeights) -> ModelVersion:
-        """Name prepared weights; they are kept, since a replica may need them again."""
-        self._before = None if self._weights is None else self._current
+    def withdraw(self) -> None:
+        """Have the samplers forget what was offered and not published."""
+        for known in self._known.values():
+            offer, known.offer = known.offer, None
+            if offer is not None and not offer.cancel():
+                offer.add_done_callback(_withdrawn)
+
+    def set_current(self, weights: OutgoingWeights) -> ModelVersion:
+        """Make prepared weights the current version; they are kept, since a replica may need them again."""
         self._weights = weights
-        self._current = ModelVersion(family, version, weights.weights_sha256)
+        self._current = weights.version
         return self._current
 
     @property
@@ -133,6 +164,7 @@ class WeightPublisher:
 
     def roll_back(self) -> None:
         """Have the replicas serve ``policy@stable``. One that cannot keeps what it serves, and is logged."""
+        self.withdraw()
         for replica in self._replicas:
             self._known[replica].holds = None
             try:
@@ -153,7 +185,9 @@ class WeightPublisher:
     def bring_to_current(self, replica: PolicyClient) -> ModelInfo:
         """Bring one replica to the current version; returns what it now serves."""
         if self._weights is None:
-            return self._initial_served_by(replica) or self._load_initial(replica)
+            info = self._initial_served_by(replica) or self._load_initial(replica)
+            self._known[replica].has_served = True
+            return info
         try:
             return self._send(replica, self._weights)
         except FailedPreconditionError as error:
@@ -177,52 +211,100 @@ class WeightPublisher:
             restore=partial(self._load_initial, replica),
         )
 
+    def _offered(
+        self, replica: PolicyClient, held: ModelVersion | None, weights: OutgoingWeights
+    ) -> _Offer | None:
+        """Offer weights the cheapest way; None where the replica is away. In a thread of ``_ahead``."""
+        try:
+            info = replica.model_info()  # asked every time: it may have been started anew
+        except AndonError as error:
+            _log.info("weights_not_offered", target=replica.target, reason=error.reason)
+            return None
+        parcel = next(self._parcels(self._known[replica], held, weights, info.dtype))
+        offered = replica.offer_weights(parcel.header, parcel.chunks, timeout_s=self._timeout_s)
+        return _Offer(parcel=parcel, weights=offered, info=info)
+
     def _send(self, replica: PolicyClient, weights: OutgoingWeights) -> ModelInfo:
         known = self._known[replica]
         held, known.holds = known.holds, None  # until it has acknowledged
-        info = replica.model_info()  # asked every time: it may have been started anew
-        known.dtype = info.dtype
-        for offer in self._offers(known, held, weights):
+        committed = self._committed(replica, known, weights)
+        if committed is not None:
+            return committed
+        info = replica.model_info()
+        for parcel in self._parcels(known, held, weights, info.dtype):
             begin_s = time.perf_counter()
             try:
                 acknowledgement = replica.update_weights(
-                    offer.header, offer.chunks, timeout_s=self._timeout_s
+                    parcel.header, parcel.chunks, timeout_s=self._timeout_s
                 )
-            except FailedPreconditionError as error:
+            except AndonError as error:
+                known.note(parcel.way, error)
                 if error.reason not in _NEEDS_ANOTHER_WAY:
                     raise
-                known.shares_memory = known.shares_memory and offer.way != "shared_memory"
-                _log.info("weights_go_another_way", target=replica.target, way=offer.way, reason=error.reason)
-                continue
-            except DataLossError:
-                known.shares_memory = known.shares_memory and offer.way != "shared_memory"
-                raise
-            if acknowledgement.model != self._current:
-                raise WeightsNotAcknowledgedError(
-                    peer=f"policy at {replica.target}", expected=self._current, actual=acknowledgement.model
+                _log.info(
+                    "weights_go_another_way", target=replica.target, way=parcel.way, reason=error.reason
                 )
-            known.holds = self._current
-            self._on_sent(offer.way, offer.header.size_bytes, time.perf_counter() - begin_s)
-            return replace(info, model=acknowledgement.model)
-        raise AssertionError("the last offer is always open")
+                continue
+            return self._acknowledged(replica, parcel, info, acknowledgement, begin_s)
+        raise AssertionError("the last way is always open")
 
-    def _offers(
-        self, known: _Replica, held: ModelVersion | None, weights: OutgoingWeights
-    ) -> Iterator[_Offer]:
-        """The ways that a replica may take the current version, the cheapest first; the last one is always
-        open.
-        """
-        image = weights.image(known.dtype)
-        full = image.header(self._current)
+    def _committed(
+        self, replica: PolicyClient, known: _Replica, weights: OutgoingWeights
+    ) -> ModelInfo | None:
+        """Commit what the replica was offered; None where there is nothing to commit any more."""
+        future, known.offer = known.offer, None
+        if future is None or future.cancel():  # it would be offered only now
+            return None
+        offer = future.result()
+        if offer is None:
+            return None
+        if offer.parcel.header.model != weights.version:  # it came back while the next version is prepared
+            offer.weights.withdraw()
+            return None
+        begin_s = time.perf_counter()
+        try:
+            acknowledgement = offer.weights.commit()
+        except AndonError as error:  # whatever it is, sending them anew mends it or says what is wrong
+            known.note(offer.parcel.way, error)
+            _log.info(
+                "weights_not_committed", target=replica.target, way=offer.parcel.way, reason=error.reason
+            )
+            return None
+        return self._acknowledged(replica, offer.parcel, offer.info, acknowledgement, begin_s)
+
+    def _acknowledged(
+        self,
+        replica: PolicyClient,
+        parcel: _Parcel,
+        info: ModelInfo,
+        acknowledgement: WeightsAcknowledgement,
+        begin_s: float,
+    ) -> ModelInfo:
+        """What the replica serves now. Raises WeightsNotAcknowledgedError when that is something else."""
+        known = self._known[replica]
+        if acknowledgement.model != self._current:
+            raise WeightsNotAcknowledgedError(
+                peer=f"policy at {replica.target}", expected=self._current, actual=acknowledgement.model
+            )
+        known.holds, known.has_served = self._current, True
+        self._on_sent(parcel.way, parcel.header.size_bytes, time.perf_counter() - begin_s)
+        return replace(info, model=acknowledgement.model)
+
+    def _parcels(
+        self, known: _Replica, held: ModelVersion | None, weights: OutgoingWeights, dtype: str
+    ) -> Iterator[_Parcel]:
+        """The ways that a replica may take the weights, the cheapest first; the last one is always open."""
+        image = weights.image(dtype)
+        full = image.header(weights.version)
         if known.shares_memory and image.address is not None:
             header = replace(full, memory=image.address)
-            yield _Offer(way="shared_memory", header=header, chunks=iter(()))
-        if held is not None and held == self._before:
-            delta = weights.delta(known.dtype)
+            yield _Parcel(way="shared_memory", header=header, chunks=iter(()))
+        if held is not None and held == weights.base_version:
+            delta = weights.delta(dtype)
             if delta is not None:
                 header = replace(full, size_bytes=len(delta), base=held)
-                yield _Offer(way="delta", header=header, chunks=cut(delta))
-        yield _Offer(way="full", header=full, chunks=image.chunks())
+                yield _Parcel(way="delta", header=header, chunks=cut(delta))
+        yield _Parcel(way="full", header=full, chunks=image.chunks())
 
     def _initial_served_by(self, replica: PolicyClient) -> ModelInfo | None:
         """What it serves if that is the initial model."""
@@ -246,3 +328,9 @@ class WeightPublisher:
                 peer=f"policy at {replica.target}", expected=self._initial, actual=info.model
             )
         return info
+
+
+def _withdrawn(future: Future[_Offer | None]) -> None:
+    offer = future.result()
+    if offer is not None:
+        offer.weights.withdraw()

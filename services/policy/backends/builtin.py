@@ -118,7 +118,8 @@ class BuiltinBackend:
         return await self._receiver.receive(stream)
 
     async def drain(self) -> None:
-        """Let every call that has arrived come to its end."""
+        """Let every call that has arrived come to its end; weights that wait for a commit are given up."""
+        self._receiver.close()
         pending = [asyncio.wrap_future(future) for future in self._runner.pending()]
         await asyncio.gather(*pending, return_exceptions=True)
 

@@ -29,7 +29,6 @@ from andon.modeling.manifest import Lineage, Parent
 from andon.modeling.store import LocatedModel
 from andon.modeling.text import TextCodec
 from andon.modeling.versions import ModelVersion
-from andon.modeling.weight_codec import model_weights
 from services.trainer.actor_critic import ActorCriticSource, load_actor_critic
 from services.trainer.errors import InvalidConfigError, TokenizerMismatchError
 from services.trainer.experience import Experience, RewardSettings
@@ -333,7 +332,7 @@ class PpoStage:
             self._ahead.wait_until_written(state=self._state)
         reported = {**experience.metrics, **self._progress.metrics()}
         with self._timed("publish_seconds"):
-            prepared = self._publisher.prepare(model_weights(self._actor_critic.policy))
+            prepared = self._versions.prepare(update)
         with self._timed("guard_seconds"):
             self._guards.after_update(
                 experience,
@@ -342,10 +341,10 @@ class PpoStage:
                 written_ahead=self._ahead.written_by(self._publisher.current),
                 as_published=self._versions.as_published,
                 state=self._state,
-                keep_last_good=lambda: self._versions.store_last_good(self._update, self._metrics),
+                keep_last_good=self._keep_last_good,
             )
         with self._timed("publish_seconds"):
-            version = self._versions.name(update, prepared)
+            version = self._publisher.set_current(prepared)
             self._publisher.publish(state=self._state)
         context.published(version, stored=False)
 
@@ -373,6 +372,11 @@ class PpoStage:
         )
         if stores_now:
             self._versions.store(update, self._metrics)
+
+    def _keep_last_good(self) -> None:
+        """An alarm keeps the new weights back; what the samplers serve is stored."""
+        self._publisher.withdraw()
+        self._versions.store_last_good(self._update, self._metrics)
 
     # --- checkpoints and versions --------------------------------------------------------------------------
 
@@ -418,8 +422,7 @@ class PpoStage:
             self._seconds = in_progress["seconds"]
         if self._update > 0:
             published = None if in_progress is None else in_progress["published"]
-            weights = self._publisher.prepare(published or model_weights(self._actor_critic.policy))
-            self._versions.name(self._update, weights)
+            self._publisher.set_current(self._versions.prepare(self._update, published))
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

@@ -1,7 +1,7 @@
 """Which number the weights of an update have, when they are stored, and how the published ones are got back.
 
 A PPO run reserves one number of the family ``policy`` for each of its updates, whether it is stored or not.
-The PPO stage names weights when an update is over, and stores some of them.
+The PPO stage publishes weights when an update is over, and stores some of them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from andon.modeling.loading import load_causal_lm, save_model
@@ -57,9 +58,13 @@ class PolicyVersions:
         """The stored version that the run ends with."""
         return self._context.store.resolve(ModelVersion(POLICY_FAMILY, self._numbers[-1])).version
 
-    def name(self, update: int, weights: OutgoingWeights) -> ModelVersion:
-        """Make these weights the version that update ``update`` gives, from 1."""
-        return self._publisher.set_current(POLICY_FAMILY, self._numbers[update - 1], weights)
+    def prepare(self, update: int, weights: Mapping[str, Tensor] | None = None) -> OutgoingWeights:
+        """Have what may become the version that update ``update`` gives, from 1, ready to be published:
+        ``weights``, or the policy's.
+        """
+        return self._publisher.prepare(
+            POLICY_FAMILY, self._numbers[update - 1], weights or model_weights(self._policy)
+        )
 
     def updates_before(self, model: ModelVersion) -> int:
         """How many of the run's updates made this version; 0 for what the run began with."""

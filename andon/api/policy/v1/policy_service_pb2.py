@@ -28,17 +28,17 @@ from andon.api.common.v1 import timing_pb2 as andon_dot_api_dot_common_dot_v1_do
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(andon/api/policy/v1/policy_service.proto\x12\x13\x61ndon.api.policy.v1\x1a\x1f\x61ndon/api/common/v1/model.proto\x1a\"andon/api/common/v1/sequence.proto\x1a andon/api/common/v1/timing.proto\x1a\x1egoogle/protobuf/duration.proto\"\xd2\x01\n\x12SamplingParameters\x12\x1a\n\x12samples_per_prompt\x18\x01 \x01(\x05\x12\x18\n\x0btemperature\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x16\n\x0emax_new_tokens\x18\x04 \x01(\x05\x12\x0c\n\x04stop\x18\x05 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x06 \x03(\x05\x12\x11\n\x04seed\x18\x07 \x01(\x03H\x02\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x07\n\x05_seed\"\xc9\x01\n\rSampleRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12,\n\x07prompts\x18\x02 \x03(\x0b\x32\x1b.andon.api.common.v1.Prompt\x12;\n\nparameters\x18\x03 \x01(\x0b\x32\'.andon.api.policy.v1.SamplingParameters\x12\x39\n\x0erequired_model\x18\x04 \x01(\x0b\x32!.andon.api.common.v1.ModelVersion\"\xe0\x01\n\x06Sample\x12\x11\n\ttoken_ids\x18\x01 \x03(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x10\n\x08logprobs\x18\x03 \x03(\x02\x12\x38\n\rfinish_reason\x18\x04 \x01(\x0e\x32!.andon.api.policy.v1.FinishReason\x12\x30\n\x05model\x18\x05 \x01(\x0b\x32!.andon.api.common.v1.ModelVersion\x12\x37\n\x14\x66irst_token_duration\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"W\n\rPromptSamples\x12\x18\n\x10prompt_token_ids\x18\x01 \x03(\x05\x12,\n\x07samples\x18\x02 \x03(\x0b\x32\x1b.andon.api.policy.v1.Sample\"\x96\x02\n\x0eSampleResponse\x12\x33\n\x07results\x18\x01 \x03(\x0b\x32\".andon.api.policy.v1.PromptSamples\x12\x30\n\x05model\x18\x02 \x01(\x0b\x32!.andon.api.common.v1.ModelVersion\x12\x0c\n\x04seed\x18\x03 \x01(\x03\x12+\n\x06timing\x18\x04 \x01(\x0b\x32\x1b.andon.api.common.v1.Timing\x12\x43\n\x12\x61pplied_parameters\x18\x05 \x01(\x0b\x32\'.andon.api.policy.v1.SamplingParameters\x12\x1d\n\x15tokenizer_fingerprint\x18\x06 \x01(\t\"8\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\"D\n\x0cSharedMemory\x12\x12\n\nprocess_id\x18\x01 \x01(\x03\x12\x12\n\ndescriptor\x18\x02 \x01(\x05\x12\x0c\n\x04name\x18\x03 \x01(\t\"\xfd\x01\n\rWeightsHeader\x12\x30\n\x05model\x18\x01 \x01(\x0b\x32!.andon.api.common.v1.ModelVersion\x12\x30\n\x07tensors\x18\x02 \x03(\x0b\x32\x1f.andon.api.policy.v1.TensorSpec\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x10\n\x08\x63hecksum\x18\x04 \x01(\t\x12/\n\x04\x62\x61se\x18\x05 \x01(\x0b\x32!.andon.api.common.v1.ModelVersion\x12\x31\n\x06memory\x18\x06 \x01(\x0b\x32!.andon.api.policy.v1.SharedMemory\"2\n\x0cWeightsChunk\x12\x14\n\x0coffset_bytes\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x88\x01\n\x14UpdateWeightsRequest\x12\x34\n\x06header\x18\x01 \x01(\x0b\x32\".andon.api.policy.v1.WeightsHeaderH\x00\x12\x32\n\x05\x63hunk\x18\x02 \x01(\x0b\x32!.andon.api.policy.v1.WeightsChunkH\x00\x42\x06\n\x04part\"|\n\x15UpdateWeightsResponse\x12\x30\n\x05model\x18\x01 \x01(\x0b\x32!.andon.api.common.v1.ModelVersion\x12\x31\n\x0e\x61pply_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"!\n\x10LoadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"A\n\x11LoadModelResponse\x12,\n\x04info\x18\x01 \x01(\x0b\x32\x1e.andon.api.common.v1.ModelInfo\"\x15\n\x13GetModelInfoRequest\"\xa6\x02\n\x13SamplerCapabilities\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\x15\n\rtakes_weights\x18\x02 \x01(\x08\x12\x14\n\x0cloads_models\x18\x03 \x01(\x08\x12\x38\n\rlogprob_basis\x18\x04 \x01(\x0e\x32!.andon.api.policy.v1.LogprobBasis\x12\x17\n\x0ftakes_token_ids\x18\x05 \x01(\x08\x12\x1c\n\x14takes_stop_token_ids\x18\x06 \x01(\x08\x12\x1b\n\x0emax_stop_texts\x18\x07 \x01(\x05H\x00\x88\x01\x01\x12\x1c\n\x0fmin_temperature\x18\x08 \x01(\x01H\x01\x88\x01\x01\x42\x11\n\x0f_max_stop_textsB\x12\n\x10_min_temperature\"\x84\x01\n\x14GetModelInfoResponse\x12,\n\x04info\x18\x01 \x01(\x0b\x32\x1e.andon.api.common.v1.ModelInfo\x12>\n\x0c\x63\x61pabilities\x18\x02 \x01(\x0b\x32(.andon.api.policy.v1.SamplerCapabilities*v\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x15\n\x11\x46INISH_REASON_EOS\x10\x01\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x02\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x03*x\n\x0cLogprobBasis\x12\x1d\n\x19LOGPROB_BASIS_UNSPECIFIED\x10\x00\x12\x17\n\x13LOGPROB_BASIS_EXACT\x10\x01\x12\x17\n\x13LOGPROB_BASIS_PLAIN\x10\x02\x12\x17\n\x13LOGPROB_BASIS_DRAWN\x10\x03\x32\x8d\x03\n\rPolicyService\x12Q\n\x06Sample\x12\".andon.api.policy.v1.SampleRequest\x1a#.andon.api.policy.v1.SampleResponse\x12h\n\rUpdateWeights\x12).andon.api.policy.v1.UpdateWeightsRequest\x1a*.andon.api.policy.v1.UpdateWeightsResponse(\x01\x12Z\n\tLoadModel\x12%.andon.api.policy.v1.LoadModelRequest\x1a&.andon.api.policy.v1.LoadModelResponse\x12\x63\n\x0cGetModelInfo\x12(.andon.api.policy.v1.GetModelInfoRequest\x1a).andon.api.policy.v1.GetModelInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(andon/api/policy/v1/policy_service.proto\x12\x13\x61ndon.api.policy.v1\x1a\x1f\x61ndon/api/common/v1/model.proto\x1a\"andon/api/common/v1/sequence.proto\x1a andon/api/common/v1/timing.proto\x1a\x1egoogle/protobuf/duration.proto\"\xd2\x01\n\x12SamplingParameters\x12\x1a\n\x12samples_per_prompt\x18\x01 \x01(\x05\x12\x18\n\x0btemperature\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x16\n\x0emax_new_tokens\x18\x04 \x01(\x05\x12\x0c\n\x04stop\x18\x05 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x06 \x03(\x05\x12\x11\n\x04seed\x18\x07 \x01(\x03H\x02\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x07\n\x05_seed\"\xc9\x01\n\rSampleRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12,\n\x07prompts\x18\x02 \x03(\x0b\x32\x1b.andon.api.common.v1.Prompt\x12;\n\nparameters\x18\x03 \x01(\x0b\x32\'.andon.api.policy.v1.SamplingParameters\x12\x39\n\x0erequired_model\x18\x04 \x01(\x0b\x32!.andon.api.common.v1.ModelVersion\"\xe0\x01\n\x06Sample\x12\x11\n\ttoken_ids\x18\x01 \x03(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x10\n\x08logprobs\x18\x03 \x03(\x02\x12\x38\n\rfinish_reason\x18\x04 \x01(\x0e\x32!.andon.api.policy.v1.FinishReason\x12\x30\n\x05model\x18\x05 \x01(\x0b\x32!.andon.api.common.v1.ModelVersion\x12\x37\n\x14\x66irst_token_duration\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"W\n\rPromptSamples\x12\x18\n\x10prompt_token_ids\x18\x01 \x03(\x05\x12,\n\x07samples\x18\x02 \x03(\x0b\x32\x1b.andon.api.policy.v1.Sample\"\x96\x02\n\x0eSampleResponse\x12\x33\n\x07results\x18\x01 \x03(\x0b\x32\".andon.api.policy.v1.PromptSamples\x12\x30\n\x05model\x18\x02 \x01(\x0b\x32!.andon.api.common.v1.ModelVersion\x12\x0c\n\x04seed\x18\x03 \x01(\x03\x12+\n\x06timing\x18\x04 \x01(\x0b\x32\x1b.andon.api.common.v1.Timing\x12\x43\n\x12\x61pplied_parameters\x18\x05 \x01(\x0b\x32\'.andon.api.policy.v1.SamplingParameters\x12\x1d\n\x15tokenizer_fingerprint\x18\x06 \x01(\t\"8\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\"D\n\x0cSharedMemory\x12\x12\n\nprocess_id\x18\x01 \x01(\x03\x12\x12\n\ndescriptor\x18\x02 \x01(\x05\x12\x0c\n\x04name\x18\x03 \x01(\t\"\x94\x02\n\rWeightsHeader\x12\x30\n\x05model\x18\x01 \x01(\x0b\x32!.andon.api.common.v1.ModelVersion\x12\x30\n\x07tensors\x18\x02 \x03(\x0b\x32\x1f.andon.api.policy.v1.TensorSpec\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x10\n\x08\x63hecksum\x18\x04 \x01(\t\x12/\n\x04\x62\x61se\x18\x05 \x01(\x0b\x32!.andon.api.common.v1.ModelVersion\x12\x31\n\x06memory\x18\x06 \x01(\x0b\x32!.andon.api.policy.v1.SharedMemory\x12\x15\n\rawaits_commit\x18\x07 \x01(\x08\"2\n\x0cWeightsChunk\x12\x14\n\x0coffset_bytes\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x0f\n\rWeightsCommit\"\xbe\x01\n\x14UpdateWeightsRequest\x12\x34\n\x06header\x18\x01 \x01(\x0b\x32\".andon.api.policy.v1.WeightsHeaderH\x00\x12\x32\n\x05\x63hunk\x18\x02 \x01(\x0b\x32!.andon.api.policy.v1.WeightsChunkH\x00\x12\x34\n\x06\x63ommit\x18\x03 \x01(\x0b\x32\".andon.api.policy.v1.WeightsCommitH\x00\x42\x06\n\x04part\"|\n\x15UpdateWeightsResponse\x12\x30\n\x05model\x18\x01 \x01(\x0b\x32!.andon.api.common.v1.ModelVersion\x12\x31\n\x0e\x61pply_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"!\n\x10LoadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"A\n\x11LoadModelResponse\x12,\n\x04info\x18\x01 \x01(\x0b\x32\x1e.andon.api.common.v1.ModelInfo\"\x15\n\x13GetModelInfoRequest\"\xa6\x02\n\x13SamplerCapabilities\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\x15\n\rtakes_weights\x18\x02 \x01(\x08\x12\x14\n\x0cloads_models\x18\x03 \x01(\x08\x12\x38\n\rlogprob_basis\x18\x04 \x01(\x0e\x32!.andon.api.policy.v1.LogprobBasis\x12\x17\n\x0ftakes_token_ids\x18\x05 \x01(\x08\x12\x1c\n\x14takes_stop_token_ids\x18\x06 \x01(\x08\x12\x1b\n\x0emax_stop_texts\x18\x07 \x01(\x05H\x00\x88\x01\x01\x12\x1c\n\x0fmin_temperature\x18\x08 \x01(\x01H\x01\x88\x01\x01\x42\x11\n\x0f_max_stop_textsB\x12\n\x10_min_temperature\"\x84\x01\n\x14GetModelInfoResponse\x12,\n\x04info\x18\x01 \x01(\x0b\x32\x1e.andon.api.common.v1.ModelInfo\x12>\n\x0c\x63\x61pabilities\x18\x02 \x01(\x0b\x32(.andon.api.policy.v1.SamplerCapabilities*v\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x15\n\x11\x46INISH_REASON_EOS\x10\x01\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x02\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x03*x\n\x0cLogprobBasis\x12\x1d\n\x19LOGPROB_BASIS_UNSPECIFIED\x10\x00\x12\x17\n\x13LOGPROB_BASIS_EXACT\x10\x01\x12\x17\n\x13LOGPROB_BASIS_PLAIN\x10\x02\x12\x17\n\x13LOGPROB_BASIS_DRAWN\x10\x03\x32\x8d\x03\n\rPolicyService\x12Q\n\x06Sample\x12\".andon.api.policy.v1.SampleRequest\x1a#.andon.api.policy.v1.SampleResponse\x12h\n\rUpdateWeights\x12).andon.api.policy.v1.UpdateWeightsRequest\x1a*.andon.api.policy.v1.UpdateWeightsResponse(\x01\x12Z\n\tLoadModel\x12%.andon.api.policy.v1.LoadModelRequest\x1a&.andon.api.policy.v1.LoadModelResponse\x12\x63\n\x0cGetModelInfo\x12(.andon.api.policy.v1.GetModelInfoRequest\x1a).andon.api.policy.v1.GetModelInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'andon.api.policy.v1.policy_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=2472
-  _globals['_FINISHREASON']._serialized_end=2590
-  _globals['_LOGPROBBASIS']._serialized_start=2592
-  _globals['_LOGPROBBASIS']._serialized_end=2712
+  _globals['_FINISHREASON']._serialized_start=2566
+  _globals['_FINISHREASON']._serialized_end=2684
+  _globals['_LOGPROBBASIS']._serialized_start=2686
+  _globals['_LOGPROBBASIS']._serialized_end=2806
   _globals['_SAMPLINGPARAMETERS']._serialized_start=201
   _globals['_SAMPLINGPARAMETERS']._serialized_end=411
   _globals['_SAMPLEREQUEST']._serialized_start=414
@@ -54,23 +54,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SHAREDMEMORY']._serialized_start=1272
   _globals['_SHAREDMEMORY']._serialized_end=1340
   _globals['_WEIGHTSHEADER']._serialized_start=1343
-  _globals['_WEIGHTSHEADER']._serialized_end=1596
-  _globals['_WEIGHTSCHUNK']._serialized_start=1598
-  _globals['_WEIGHTSCHUNK']._serialized_end=1648
-  _globals['_UPDATEWEIGHTSREQUEST']._serialized_start=1651
-  _globals['_UPDATEWEIGHTSREQUEST']._serialized_end=1787
-  _globals['_UPDATEWEIGHTSRESPONSE']._serialized_start=1789
-  _globals['_UPDATEWEIGHTSRESPONSE']._serialized_end=1913
-  _globals['_LOADMODELREQUEST']._serialized_start=1915
-  _globals['_LOADMODELREQUEST']._serialized_end=1948
-  _globals['_LOADMODELRESPONSE']._serialized_start=1950
-  _globals['_LOADMODELRESPONSE']._serialized_end=2015
-  _globals['_GETMODELINFOREQUEST']._serialized_start=2017
-  _globals['_GETMODELINFOREQUEST']._serialized_end=2038
-  _globals['_SAMPLERCAPABILITIES']._serialized_start=2041
-  _globals['_SAMPLERCAPABILITIES']._serialized_end=2335
-  _globals['_GETMODELINFORESPONSE']._serialized_start=2338
-  _globals['_GETMODELINFORESPONSE']._serialized_end=2470
-  _globals['_POLICYSERVICE']._serialized_start=2715
-  _globals['_POLICYSERVICE']._serialized_end=3112
+  _globals['_WEIGHTSHEADER']._serialized_end=1619
+  _globals['_WEIGHTSCHUNK']._serialized_start=1621
+  _globals['_WEIGHTSCHUNK']._serialized_end=1671
+  _globals['_WEIGHTSCOMMIT']._serialized_start=1673
+  _globals['_WEIGHTSCOMMIT']._serialized_end=1688
+  _globals['_UPDATEWEIGHTSREQUEST']._serialized_start=1691
+  _globals['_UPDATEWEIGHTSREQUEST']._serialized_end=1881
+  _globals['_UPDATEWEIGHTSRESPONSE']._serialized_start=1883
+  _globals['_UPDATEWEIGHTSRESPONSE']._serialized_end=2007
+  _globals['_LOADMODELREQUEST']._serialized_start=2009
+  _globals['_LOADMODELREQUEST']._serialized_end=2042
+  _globals['_LOADMODELRESPONSE']._serialized_start=2044
+  _globals['_LOADMODELRESPONSE']._serialized_end=2109
+  _globals['_GETMODELINFOREQUEST']._serialized_start=2111
+  _globals['_GETMODELINFOREQUEST']._serialized_end=2132
+  _globals['_SAMPLERCAPABILITIES']._serialized_start=2135
+  _globals['_SAMPLERCAPABILITIES']._serialized_end=2429
+  _globals['_GETMODELINFORESPONSE']._serialized_start=2432
+  _globals['_GETMODELINFORESPONSE']._serialized_end=2564
+  _globals['_POLICYSERVICE']._serialized_start=2809
+  _globals['_POLICYSERVICE']._serialized_end=3206
 # @@protoc_insertion_point(module_scope)

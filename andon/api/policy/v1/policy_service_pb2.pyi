@@ -410,11 +410,16 @@ class WeightsHeader(_message.Message):
     CHECKSUM_FIELD_NUMBER: _builtins.int
     BASE_FIELD_NUMBER: _builtins.int
     MEMORY_FIELD_NUMBER: _builtins.int
+    AWAITS_COMMIT_FIELD_NUMBER: _builtins.int
     size_bytes: _builtins.int
     """The number of bytes that follow in chunks, or that lie in memory."""
     checksum: _builtins.str
     """XXH3 with 128 bits, as lower-case hexadecimal, over all bytes of the new
     weights in the types of the tensors above. Required.
+    """
+    awaits_commit: _builtins.bool
+    """When set, the weights are not used before the stream's last message, a
+    commit.
     """
     @_builtins.property
     def model(self) -> _model_pb2.ModelVersion:
@@ -447,10 +452,11 @@ class WeightsHeader(_message.Message):
         checksum: _builtins.str = ...,
         base: _model_pb2.ModelVersion | None = ...,
         memory: Global___SharedMemory | None = ...,
+        awaits_commit: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "memory", b"memory", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "checksum", b"checksum", "memory", b"memory", "model", b"model", "size_bytes", b"size_bytes", "tensors", b"tensors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaits_commit", b"awaits_commit", "base", b"base", "checksum", b"checksum", "memory", b"memory", "model", b"model", "size_bytes", b"size_bytes", "tensors", b"tensors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -494,6 +500,23 @@ class WeightsChunk(_message.Message):
 Global___WeightsChunk: _TypeAlias = WeightsChunk  # noqa: Y015
 
 @_typing.final
+class WeightsCommit(_message.Message):
+    """WeightsCommit says that the weights of this stream are to be used."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WeightsCommit: _TypeAlias = WeightsCommit  # noqa: Y015
+
+@_typing.final
 class UpdateWeightsRequest(_message.Message):
     """UpdateWeightsRequest is one message of a stream of weights."""
 
@@ -501,25 +524,31 @@ class UpdateWeightsRequest(_message.Message):
 
     HEADER_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
+    COMMIT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def header(self) -> Global___WeightsHeader:
         """The first message."""
 
     @_builtins.property
     def chunk(self) -> Global___WeightsChunk:
-        """Every further message."""
+        """A further message."""
+
+    @_builtins.property
+    def commit(self) -> Global___WeightsCommit:
+        """The last message."""
 
     def __init__(
         self,
         *,
         header: Global___WeightsHeader | None = ...,
         chunk: Global___WeightsChunk | None = ...,
+        commit: Global___WeightsCommit | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "part", b"part"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "commit", b"commit", "header", b"header", "part", b"part"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "part", b"part"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "commit", b"commit", "header", b"header", "part", b"part"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "chunk"]  # noqa: Y015
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "chunk", "commit"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
@@ -539,7 +568,9 @@ class UpdateWeightsResponse(_message.Message):
 
     @_builtins.property
     def apply_duration(self) -> _duration_pb2.Duration:
-        """From the header's arrival to the first step with the new weights."""
+        """From the header's arrival, or the commit's, to the first step with the new
+        weights.
+        """
 
     def __init__(
         self,

@@ -103,12 +103,20 @@ class PolicyServiceServicer:
         with the old ones. A repeated update to the active version with the same
         digest succeeds without effect.
 
+        A sender that does not know yet whether the weights are to be used says so
+        in the header (awaits_commit). They are received and checked as ever, then
+        kept apart until the sender sends a commit as the last message: only then do
+        they come into use, at the cost of a copy in memory. A stream that ends or is
+        cancelled without one changes nothing, and neither does one that a later
+        UpdateWeights overtakes: one set of weights is kept at a time.
+
         INVALID_ARGUMENT: WEIGHTS_MALFORMED. FAILED_PRECONDITION: MODEL_NOT_LOADED,
         WEIGHTS_SHAPE_MISMATCH, MODEL_VERSION_CONFLICT, UNSUPPORTED_BY_BACKEND
-        (takes_weights is false); WEIGHTS_BASE_MISMATCH (send all bytes) and
-        WEIGHTS_NOT_SHARED (send them in chunks) ask for another way. DATA_LOSS:
-        WEIGHTS_CHECKSUM_MISMATCH, WEIGHTS_TRUNCATED, WEIGHTS_NOT_FINITE. After an
-        error the old weights are still in use.
+        (takes_weights is false), WEIGHTS_NOT_COMMITTED, WEIGHTS_OVERTAKEN;
+        WEIGHTS_BASE_MISMATCH (send all bytes) and WEIGHTS_NOT_SHARED (send them in
+        chunks) ask for another way. DATA_LOSS: WEIGHTS_CHECKSUM_MISMATCH,
+        WEIGHTS_TRUNCATED, WEIGHTS_NOT_FINITE. After an error the old weights are
+        still in use.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

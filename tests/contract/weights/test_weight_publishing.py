@@ -1,185 +1,20 @@
 """New weights on their way from the trainer to policy services, by every way and through every accident."""
 
 import dataclasses
-import json
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from prometheus_client import CollectorRegistry
-from torch import Tensor
 
-from andon.client.policy import PolicyClient, WeightsAcknowledgement, WeightsChunkLike, WeightsHeaderLike
+from andon.client.policy import WeightsChunkLike, WeightsHeaderLike
 from andon.errors import AndonError, DataLossError, FailedPreconditionError
-from andon.modeling.loading import new_causal_lm, save_model
-from andon.modeling.manifest import ManifestDraft
 from andon.modeling.store import ModelStore
-from andon.modeling.text import TextCodec, word_level_codec
 from andon.modeling.versions import ModelVersion
-from andon.modeling.weight_codec import WeightsChunk, model_weights, weights_sha256
-from services.policy.config import PolicyConfig
-from services.policy.service import PolicyService
-from services.trainer import peers
-from services.trainer.peers import Peers
-from services.trainer.stages.context import StageClients
-from services.trainer.weight_publisher import WeightPublisher
-
-ARCHITECTURE = {
-    "model_type": "gpt2",
-    "n_layer": 2,
-    "n_embd": 32,
-    "n_head": 4,
-    "n_positions": 64,
-    "initializer_range": 0.02,
-}
-INITIAL = "sft/1"
-TIMEOUT_S = 60.0
-
-
-@pytest.fixture(scope="module")
-def codec() -> TextCodec:
-    return word_level_codec([f"w{index}" for index in range(60)])
-
-
-@pytest.fixture(scope="module")
-def store(codec: TextCodec, tmp_path_factory: pytest.TempPathFactory) -> ModelStore:
-    torch.set_num_threads(1)
-    models = ModelStore(tmp_path_factory.mktemp("store"))
-    for seed in (1, 2):
-        model = new_causal_lm(ARCHITECTURE, codec, seed=seed)
-        models.publish(
-            "sft",
-            lambda folder, model=model: save_model(model, codec, folder),
-            manifest=ManifestDraft(kind="causal_lm"),
-        )
-    return models
-
-
-@pytest.fixture(autouse=True)
-def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "FIRST_PAUSE_S", 0.01)
-
-
-class Run:
-    """As much of a run as ``Peers`` looks at."""
-
-    clients = StageClients(patience_s=TIMEOUT_S)
-
-    def waiting(self, message: str) -> None:
-        """Nobody watches."""
-
-    def obey(self, state: Callable[[], dict[str, Any]]) -> None:
-        """Nobody asks for anything."""
-
-    def asked_to_halt(self) -> bool:
-        """Nobody asks for anything."""
-        return False
-
-
-class RoadTo(PolicyClient):
-    """A client whose bytes something may happen to on their way; it notes how they went."""
-
-    def __init__(self, target: str) -> None:
-        super().__init__(target)
-        self.alter: Callable[[WeightsHeaderLike], WeightsHeaderLike] = lambda header: header
-        self.spoil: Callable[[Iterable[WeightsChunkLike]], Iterable[WeightsChunkLike]] = lambda chunks: chunks
-        self.ways: list[str] = []  # of every offer
-
-    def update_weights(
-        self, header: WeightsHeaderLike, chunks: Iterable[WeightsChunkLike], **options: Any
-    ) -> WeightsAcknowledgement:
-        self.ways.append("shared" if header.memory else "delta" if header.base else "full")
-        return super().update_weights(self.alter(header), self.spoil(chunks), **options)
-
-
-class Replica:
-    """A running policy service, and the path to it."""
-
-    def __init__(self, service: PolicyService, path: RoadTo, registry: CollectorRegistry) -> None:
-        self.path = path
-        self._service = service
-        self._registry = registry
-
-    def weights(self) -> dict[str, Tensor]:
-        served = self._service._backend.served
-        assert served is not None
-        return {name: tensor.clone() for name, tensor in model_weights(served.model).items()}
-
-    def updates(self, result: str) -> float | None:
-        return self._registry.get_sample_value("andon_policy_weight_updates_total", {"result": result})
-
-    def bytes_taken(self, way: str) -> float | None:
-        return self._registry.get_sample_value("andon_policy_weight_bytes_total", {"way": way})
-
-
-@pytest.fixture
-def start(serve, store: ModelStore) -> Iterator[Callable[..., Replica]]:
-    with ExitStack() as clients:
-
-        def start_replica(**values: object) -> Replica:
-            fields = {"port": 0, "metrics_port": 0, "store": store.root, "model": INITIAL, **values}
-            config, registry = PolicyConfig(**fields), CollectorRegistry()
-            service = PolicyService(config, registry)
-            running = serve(service, config, registry)
-            return Replica(service, clients.enter_context(RoadTo(running.target)), registry)
-
-        yield start_replica
-
-
-class Trainer:
-    """Weights that learn a little at each step, and their publisher."""
-
-    def __init__(self, store: ModelStore, *paths: RoadTo) -> None:
-        self.sent: list[tuple[str, int]] = []
-        self.publisher = WeightPublisher(
-            paths,
-            initial=store.resolve(INITIAL).version,
-            peers=Peers(Run()),
-            timeout_s=TIMEOUT_S,
-            threads=2,
-            on_sent=lambda way, size_bytes, seconds: self.sent.append((way, size_bytes)),
-        )
-        self._generator = torch.Generator().manual_seed(0)
-        self._step = 0
-        model = new_causal_lm(ARCHITECTURE, word_level_codec([f"w{index}" for index in range(60)]), seed=5)
-        self.weights = {name: tensor.clone() for name, tensor in model_weights(model).items()}
-
-    def learn(self) -> ModelVersion:
-        """One step of 3e-6 either way for every weight, and a version of it."""
-        self._step += 1
-        for tensor in self.weights.values():
-            tensor += 3e-6 * torch.randn(tensor.shape, generator=self._generator).sign()
-        return self.publisher.set_current("policy", self._step, self.publisher.prepare(self.weights))
-
-    def publish(self) -> None:
-        self.publisher.publish(state=dict)
-
-    def learn_and_publish(self) -> ModelVersion:
-        version = self.learn()
-        self.publish()
-        return version
-
-
-def elsewhere(header: WeightsHeaderLike) -> WeightsHeaderLike:
-    """The header as another host would read it: the sender's process is not there."""
-    if header.memory is None:
-        return header
-    return dataclasses.replace(header, memory=dataclasses.replace(header.memory, process_id=1))
-
-
-def assert_serves(replica: Replica, trainer: Trainer, version: ModelVersion, dtype: str = "float32") -> None:
-    assert replica.path.model_info().model == version
-    assert version.weights_sha256 == weights_sha256(trainer.weights)
-    served = replica.weights()
-    assert served.keys() == trainer.weights.keys()
-    for name, tensor in trainer.weights.items():
-        assert torch.equal(served[name], tensor.to(getattr(torch, dtype)))
+from andon.modeling.weight_codec import WeightsChunk
+from tests.weight_sending import TIMEOUT_S, PolicyProcess, RoadTo, Trainer, assert_serves, elsewhere
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -189,7 +24,7 @@ def test_on_one_host_weights_go_through_shared_memory(start, store: ModelStore, 
     for _ in range(4):  # more versions than there are pieces of memory
         version = trainer.learn_and_publish()
         assert_serves(replica, trainer, version, dtype)
-    assert replica.path.ways == ["shared"] * 4
+    assert replica.path.ways == ["shared", *["shared, offered"] * 3]
     size_bytes = sum(tensor.nbytes for tensor in replica.weights().values())
     assert trainer.sent == [("shared_memory", size_bytes)] * 4
     assert replica.bytes_taken("shared_memory") == 4 * size_bytes
@@ -205,7 +40,7 @@ def test_between_hosts_only_what_changed_is_sent(start, store: ModelStore, dtype
         version = trainer.learn_and_publish()
         assert_serves(replica, trainer, version, dtype)
     # Shared memory is tried once.
-    assert replica.path.ways == ["shared", "full", "delta", "delta", "delta"]
+    assert replica.path.ways == ["shared", "full", *["delta, offered"] * 3]
     assert replica.updates("WEIGHTS_NOT_SHARED") == 1
     full = sum(tensor.nbytes for tensor in replica.weights().values())
     ways, sizes = zip(*trainer.sent, strict=True)
@@ -223,8 +58,8 @@ def test_two_replicas_at_different_versions_each_get_what_they_need(start, store
     trainer.learn()
     trainer.publisher.bring_to_current(one.path)  # the other one misses this version
     version = trainer.learn_and_publish()
-    assert one.path.ways == ["shared", "full", "delta", "delta"]
-    assert other.path.ways == ["shared", "full", "full"]
+    assert one.path.ways == ["shared", "full", "delta, offered", "delta, offered"]
+    assert other.path.ways == ["shared", "full", "delta, offered", "full, offered"]
     for replica in (one, other):
         assert_serves(replica, trainer, version, "bfloat16")
 
@@ -236,8 +71,8 @@ def test_a_replica_that_was_given_another_model_gets_all_weights(start, store: M
     trainer.learn_and_publish()
     replica.path.load_model("sft/2")  # by a person, behind the trainer's back
     version = trainer.learn_and_publish()
-    assert replica.path.ways == ["shared", "full", "delta", "full"]
-    assert replica.updates("WEIGHTS_BASE_MISMATCH") == 1
+    assert replica.path.ways == ["shared", "full", "delta, offered", "delta", "full"]
+    assert replica.updates("WEIGHTS_BASE_MISMATCH") == 2
     assert_serves(replica, trainer, version, "bfloat16")
 
 
@@ -257,7 +92,7 @@ def test_a_base_of_the_same_name_with_other_weights_is_no_base(start, store: Mod
     with pytest.raises(FailedPreconditionError) as caught:
         trainer.learn_and_publish()
     assert caught.value.reason == "ENOUGH"
-    assert replica.updates("WEIGHTS_BASE_MISMATCH") == 1
+    assert replica.updates("WEIGHTS_BASE_MISMATCH") == 2  # of the offer, and of the delta
     assert all(torch.equal(replica.weights()[name], tensor) for name, tensor in before.items())
 
 
@@ -266,7 +101,7 @@ def test_a_delta_in_another_type_than_the_served_is_refused(start, store: ModelS
     replica.path.alter = elsewhere
     trainer = Trainer(store, replica.path)
     version = trainer.learn_and_publish()
-    image = trainer.publisher.prepare(trainer.weights).image("float32")
+    image = trainer.publisher.prepare("policy", 9, trainer.weights).image("float32")
     header = dataclasses.replace(
         image.header(ModelVersion("policy", 9, "0" * 64)), size_bytes=0, base=version
     )
@@ -298,26 +133,26 @@ def test_a_damaged_delta_changes_nothing_and_all_weights_follow(
     trainer = Trainer(store, replica.path)
     trainer.learn_and_publish()
     before = replica.weights()
-    version = trainer.learn()
     replica.path.spoil = spoil
+    version = trainer.learn()
     with pytest.raises(DataLossError) as caught:
         trainer.publisher.bring_to_current(replica.path)
     assert caught.value.reason == reason
     assert all(torch.equal(replica.weights()[name], tensor) for name, tensor in before.items())
     replica.path.spoil = lambda chunks: chunks
     trainer.publish()
-    assert replica.path.ways == ["shared", "full", "delta", "full"]
+    assert replica.path.ways == ["shared", "full", "delta, offered", "delta", "full"]
     assert_serves(replica, trainer, version, "bfloat16")
 
 
-def test_a_wrong_checksum_of_the_whole_takes_the_delta_back(start, store: ModelStore) -> None:
+def test_a_delta_with_a_wrong_checksum_of_the_whole_changes_nothing(start, store: ModelStore) -> None:
     replica = start(dtype="bfloat16")
     replica.path.alter = elsewhere
     trainer = Trainer(store, replica.path)
     trainer.learn_and_publish()
     before = replica.weights()
+    replica.path.alter = lambda header: dataclasses.replace(elsewhere(header), checksum="0" * 32)
     trainer.learn()
-    replica.path.alter = lambda header: dataclasses.replace(header, checksum="0" * 32)
     with pytest.raises(DataLossError):
         trainer.publisher.bring_to_current(replica.path)
     assert replica.path.ways[-1] == "delta"
@@ -331,20 +166,20 @@ def test_shared_memory_with_other_bytes_than_announced_is_refused_and_not_tried_
     trainer = Trainer(store, replica.path)
     trainer.learn_and_publish()
     before = replica.weights()
-    version = trainer.learn()
     replica.path.alter = lambda header: dataclasses.replace(header, checksum="0" * 32)
+    version = trainer.learn()
     with pytest.raises(DataLossError):
         trainer.publisher.bring_to_current(replica.path)
     assert all(torch.equal(replica.weights()[name], tensor) for name, tensor in before.items())
     replica.path.alter = lambda header: header
     trainer.publish()
-    assert replica.path.ways == ["shared", "shared", "full"]
+    assert replica.path.ways == ["shared", "shared, offered", "delta", "full"]
     assert_serves(replica, trainer, version)
 
 
 def test_a_chunk_behind_a_header_of_shared_memory_is_malformed(start, store: ModelStore) -> None:
     replica = start()
-    image = Trainer(store).publisher.prepare(Trainer(store).weights).image("float32")
+    image = Trainer(store).prepare().image("float32")
     header = dataclasses.replace(image.header(ModelVersion("policy", 9, "0" * 64)), memory=image.address)
     with pytest.raises(AndonError) as caught:
         replica.path.update_weights(header, image.chunks())
@@ -367,7 +202,7 @@ def test_a_sender_that_dies_in_the_middle_of_a_delta_leaves_the_old_weights(star
 
     with RoadTo(replica.path.target) as dying:
         dying.spoil = stalling
-        weights = trainer.publisher.prepare(trainer.weights)
+        weights = trainer.publisher.prepare("policy", 9, trainer.weights)
         header = dataclasses.replace(
             weights.image("bfloat16").header(ModelVersion("policy", 9, "0" * 64)), base=version
         )
@@ -388,31 +223,6 @@ def test_a_sender_that_dies_in_the_middle_of_a_delta_leaves_the_old_weights(star
     assert replica.path.model_info().model == version
     assert all(torch.equal(replica.weights()[name], tensor) for name, tensor in before.items())
     assert_serves(replica, trainer, trainer.learn_and_publish(), "bfloat16")
-
-
-class PolicyProcess:
-    """A policy service as a process of its own, which can be killed and started again on its port."""
-
-    def __init__(self, store: Path, log: Path) -> None:
-        self._store, self._log = store, log
-        self.port = 0
-        self.start()
-
-    def start(self) -> None:
-        command = [
-            *(sys.executable, "-m", "services.policy", f"--port={self.port}", "--metrics-port=0"),
-            *(f"--store={self._store}", f"--model={INITIAL}", "--dtype=bfloat16"),
-        ]
-        with self._log.open("a") as log:
-            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line.startswith("ANDON_READY "), self._log.read_text()
-        self.port = json.loads(line.removeprefix("ANDON_READY "))["port"]
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.communicate()
 
 
 def test_a_replica_that_serves_another_type_now_gets_that_type(serve, start, store: ModelStore) -> None:
