@@ -20,7 +20,7 @@ from andon.rpc.server import RunningServer
 from andon.rpc.service import Service
 from services.labeling.config import LabelingConfig
 from services.labeling.service import LabelingService
-from tests.site import SiteUnderTest
+from tests.site import SiteUnderTest, StartSite
 from tests.tokens import TOKENS, with_token, write_tokens
 
 START_TIMEOUT_S = 60
@@ -84,7 +84,7 @@ def tokens_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def start_site(serve: Serve, database_url: str, tokens_file: Path) -> Iterator[Callable[..., SiteUnderTest]]:
+def start_site(serve: Serve, database_url: str, tokens_file: Path) -> Iterator[StartSite]:
     """``start_site(session_hours=1, ...)`` serves the labeling site, once on each engine per test."""
     with ExitStack() as sites:
 
