@@ -22,6 +22,7 @@ from andon.modeling.text import TextCodec, word_level_codec
 from services.policy.config import PolicyConfig
 from services.policy.service import PolicyService
 from tests.inference_servers import Answer, FakeServer, Received
+from tests.rpc_errors import reason_of
 
 TIMEOUT_S = 60
 POSITIONS = 64  # of the models
@@ -103,12 +104,6 @@ def refused(call: Callable[[], object]) -> tuple[grpc.StatusCode, error_details_
     with pytest.raises(grpc.RpcError) as caught:
         call()
     return caught.value.code(), reason_of(caught.value), rpc_status.from_call(caught.value)
-
-
-def reason_of(error: grpc.RpcError) -> error_details_pb2.ErrorInfo:
-    info = error_details_pb2.ErrorInfo()
-    assert rpc_status.from_call(error).details[0].Unpack(info)
-    return info
 
 
 def replace_answers(server: FakeServer, make: Callable[[Received, Answer], Answer]) -> None:

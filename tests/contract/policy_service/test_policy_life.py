@@ -12,7 +12,8 @@ from andon.api.policy.v1 import policy_service_pb2 as pb
 from andon.api.policy.v1 import policy_service_pb2_grpc as pb_grpc
 from andon.modeling.store import ModelStore
 from services.policy.__main__ import main
-from tests.policy_stand import TIMEOUT_S, reason_of, request_of, tokens_of
+from tests.policy_stand import TIMEOUT_S, request_of, tokens_of
+from tests.rpc_errors import reason_of
 
 
 def test_a_full_queue_answers_at_once(start) -> None:

@@ -13,7 +13,10 @@ from andon.api.common.v1.sequence_pb2 import Prompt
 from andon.api.policy.v1 import policy_service_pb2 as pb
 from andon.modeling.store import ModelStore
 from andon.modeling.text import TextCodec
-from tests.policy_stand import POSITIONS, TIMEOUT_S, reason_of, request_of, tokens_of
+from tests.policy_stand import POSITIONS, TIMEOUT_S, request_of, tokens_of
+from tests.rpc_errors import reason_of
+
+# --- sampling ---
 
 
 def test_model_info(start, store: ModelStore, codec: TextCodec) -> None:
@@ -107,6 +110,8 @@ def test_stop_token(start) -> None:
     assert list(sample.token_ids) == list(free.token_ids)[:count]
     assert sample.finish_reason == pb.FINISH_REASON_EOS
 
+
+# --- bad input ---
 
 BAD_REQUESTS: list[tuple[str, pb.SampleRequest, str]] = [
     ("no prompts", request_of(), "EMPTY_REQUEST"),

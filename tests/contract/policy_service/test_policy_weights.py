@@ -15,7 +15,8 @@ from andon.modeling.store import ModelStore
 from andon.modeling.versions import ModelVersion
 from andon.modeling.weight_codec import model_weights, weights_sha256
 from andon.modeling.weight_image import image_of
-from tests.policy_stand import TIMEOUT_S, reason_of, tokens_of
+from tests.policy_stand import TIMEOUT_S, tokens_of
+from tests.rpc_errors import reason_of
 
 
 def update_messages(
