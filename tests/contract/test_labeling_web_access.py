@@ -11,6 +11,8 @@ from services.labeling.accounts import Role
 from tests.passwords import add_with_password, sign_in
 from tests.site import StartSite
 
+# Sign-in and sessions
+
 
 def test_a_right_password_opens_the_site_and_a_wrong_one_does_not(start_site: StartSite) -> None:
     site = start_site()
@@ -114,6 +116,9 @@ def test_no_secret_stands_in_the_database(start_site: StartSite) -> None:
             assert rows != "[]"
             for secret in (ann.cookies["andon"], link, token):
                 assert secret not in rows
+
+
+# Guessing
 
 
 def test_guessing_is_slowed_down_by_pair_and_by_address(start_site: StartSite) -> None:

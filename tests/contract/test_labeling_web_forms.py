@@ -13,6 +13,8 @@ from services.labeling.web.pages import PageTable, Public
 from tests.passwords import PASSWORD
 from tests.site import StartSite, form_token
 
+# Forms
+
 
 def test_a_form_needs_its_token(start_site: StartSite) -> None:
     site = start_site()
@@ -84,6 +86,9 @@ def test_a_large_body_in_pieces_is_refused_before_it_is_all_there(start_site: St
         status = 413
     assert status == 413
     assert sent < 100_000
+
+
+# Every page
 
 
 def test_pages_without_roles_cannot_be_registered() -> None:

@@ -70,6 +70,9 @@ def test_a_counter_that_is_older_than_the_versions_takes_no_number_twice(
     assert caught.value.reason == "COUNTER_DAMAGED"
 
 
+# --- writers that die, answers that get lost ---
+
+
 def requests_of_a_publication(store: ModelStore, proxy: FaultyProxy) -> int:
     begin = len(proxy.requests)
     store.publish("policy", weights(1), manifest=DRAFT)
