@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-import socket
-import subprocess
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import httpx
-
-START_TIMEOUT_S = 60
+from tests.http_program import HttpProgram
+from tests.ports import free_port
 
 
 def find_alertmanager() -> str | None:
@@ -53,34 +48,20 @@ class Alertmanager:
         program = find_alertmanager()
         if program is None:
             raise FileNotFoundError("Alertmanager is not installed")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        self._log = (self._folder / "alertmanager.log").open("wb")
-        self._process = subprocess.Popen(
+        self.address = f"127.0.0.1:{free_port()}"
+        self._program = HttpProgram(
             [
                 program,
                 f"--config.file={self._folder / 'alertmanager.yml'}",
                 f"--storage.path={self._folder / 'data'}",
-                f"--web.listen-address=127.0.0.1:{port}",
+                f"--web.listen-address={self.address}",
                 "--cluster.listen-address=",
             ],
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
+            log=self._folder / "alertmanager.log",
+            base_url=f"http://{self.address}",
+            ready_path="/-/ready",
         )
-        self.address = f"127.0.0.1:{port}"
-        self._client = httpx.Client(base_url=f"http://{self.address}", trust_env=False, timeout=30)
-        deadline_s = time.monotonic() + START_TIMEOUT_S
-        while True:
-            try:
-                if self._client.get("/-/ready").status_code == httpx.codes.OK:
-                    return self
-            except httpx.TransportError:
-                if self._process.poll() is not None or time.monotonic() > deadline_s:
-                    self.__exit__(None, None, None)
-                    raise
-            time.sleep(0.05)
+        return self
 
     def __exit__(
         self,
@@ -88,19 +69,15 @@ class Alertmanager:
         _error: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
-        self._client.close()
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
-        self._process.wait()
-        self._log.close()
+        self._program.end()
 
     def tell(self, *alerts: Mapping[str, Any]) -> None:
         """Give alerts as Prometheus does: ``{"labels": ..., "annotations": ..., "endsAt": ...}``."""
-        self._client.post("/api/v2/alerts", json=list(alerts)).raise_for_status()
+        self._program.client.post("/api/v2/alerts", json=list(alerts)).raise_for_status()
 
     def metric(self, name: str) -> float:
         """The sum over all series of a metric of its own."""
-        lines = self._client.get("/metrics").text.splitlines()
+        lines = self._program.client.get("/metrics").text.splitlines()
         return sum(
             float(line.rpartition(" ")[2]) for line in lines if line.startswith((f"{name}{{", f"{name} "))
         )

@@ -22,8 +22,6 @@ from andon.rpc.convert import model_version_to_proto
 from andon.rpc.server import RunningServer
 from services.canary.config import CanaryConfig
 from services.canary.service import CanaryService
-from services.labeling.config import LabelingConfig
-from services.labeling.service import LabelingService
 from services.policy.config import PolicyConfig
 from services.policy.service import PolicyService
 from services.reference.config import ReferenceConfig
@@ -220,16 +218,3 @@ def canary_world(
 ) -> Iterator[CanaryWorld]:
     with ExitStack() as stack:
         yield CanaryWorld(tmp_path, serve, server_loop, stack)
-
-
-@pytest.fixture
-def labeling(serve: Serve, tmp_path: Path, tokens_file: Path) -> RunningServer:
-    config = LabelingConfig(
-        port=0,
-        metrics_port=0,
-        web_port=0,
-        database=f"sqlite:///{tmp_path}/labeling.sqlite3",
-        tokens_file=tokens_file,
-    )
-    registry = CollectorRegistry()
-    return serve(LabelingService(config, registry), config, registry)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import pytest
 
 from andon.client.health import Health, check_health
 from andon.envoy import Address, EnvoyPorts, envoy_command, write_bootstrap, write_routes
+from tests.ports import free_port
 
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 60
@@ -36,13 +36,6 @@ class RunningEnvoy:
     def target(self) -> str:
         """What a client connects to."""
         return f"{HOST}:{self.port}"
-
-
-def free_port() -> int:
-    """A port that nobody uses now."""
-    with socket.socket() as listener:
-        listener.bind((HOST, 0))
-        return int(listener.getsockname()[1])
 
 
 @pytest.fixture

@@ -10,22 +10,20 @@ import json
 import re
 from collections import Counter
 from random import Random
-from typing import Any
 from urllib.parse import quote, urlencode
 
 import httpx
-import sqlalchemy as sa
-from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
+from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 
-from andon.api.labeling.v1 import labeling_service_pb2 as pb
-from services.labeling import schema
 from services.labeling.access import ROLES_BY_METHOD
 from services.labeling.accounts import Role
 from services.labeling.web.app import PAGE_TABLES
 from services.labeling.web.pages import Page
 from tests.html_pages import HtmlForm, HtmlPage
-from tests.labeling_rpcs import METHODS, Outcome, bearer, path_of, request_class
+from tests.labeling_fuzz_material import JSON_LINES, NUMBERS, TEXTS, ExistingIds
+from tests.labeling_fuzz_messages import MessageMaker
+from tests.labeling_rpcs import METHODS, Outcome, bearer, path_of
 from tests.labeling_world import NAMES, OTHER_LABELER, PROJECTS, World
 from tests.site import Person
 from tests.tokens import ROLES, TOKENS
@@ -35,27 +33,6 @@ FORM = "application/x-www-form-urlencoded"
 REFRESH_EVERY = 40  # requests after which the ids that exist are looked up again
 FOLLOW_TIMEOUT_S = 0.2
 
-TEXTS = (
-    "", " ", "a", "text", "x" * 300, "x" * 10_001, "\n", "a\r\nb", "<b>&\"'", "\u202e", "\u0000", "🙂" * 50,
-    "%", "_", "'; --", "..", ".", "-", "a/b", "A" * 43, "0" * 32, "None", "null", "true", "lara", "{}", "[]",
-)  # fmt: skip
-NUMBERS = (
-    "0", "1", "2", "3", "5", "9", "10", "100", "-1", "9" * 19, "9" * 30, "1e3", "1.5", "+1", "0x1", "NaN",
-    "٣", "", "2147483648", "9223372036854775807", "9223372036854775808",
-)  # fmt: skip
-INTEGERS = (0, 1, 2, 3, 9, 10, 100, 1000, -1, -(2**31), 2**31 - 1)
-LONGS = (*INTEGERS, 2**31, 2**53, 2**63 - 1, -(2**63))
-DOUBLES = (0.0, 0.1, 0.5, 0.9, 1.0, -1.0, 1.1, 1e308, float("inf"), float("-inf"), float("nan"), 5e-324)
-JSON_LINES = (
-    '{"document": "d", "candidates": ["a", "b"]}',
-    '{"document": "d", "candidates": ["a", "b"], "purpose": "gold", "expected": [[0], [1]]}',
-    '{"document": "d", "candidates": ["a"], "kind": "edit"}',
-    '{"document": "d", "candidates": [], "kind": "write"}',
-    '{"document": "d", "candidates": ["a", "b"], "overlap": 1e9}',
-    '{"post": "p", "summaries": [{"text": "a"}, {"text": "b"}], "choice": 1, "worker": "w"}',
-    '{"chosen": "\\n\\nHuman: h\\n\\nAssistant: a", "rejected": "\\n\\nHuman: h\\n\\nAssistant: b"}',
-    '{"document": "d"}', "{", "[]", "1", "null", '"x"', "[" * 2000, "",
-)  # fmt: skip
 METHOD_NAMES = ("GET", "GET", "GET", "POST", "POST", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "FOO")
 
 
@@ -73,13 +50,9 @@ class Fuzzer:
         self._roles = {name: role for role, name in NAMES.items()} | {OTHER_LABELER: Role.LABELER}
         self._csrf: dict[str, str] = {}
         self._field_names = {"csrf", "nonce", "item", "x"}
-        self._known: dict[str, list[str]] = {}
-        self._leases: dict[str, list[str]] = {}
-        self._leases_in: dict[tuple[str, str], list[str]] = {}
-        self._tasks: dict[str, list[str]] = {}  # of projects
-        self._open: dict[str, list[tuple[str, list[int]]]] = {}
+        self._ids = ExistingIds(world)
+        self._messages = MessageMaker(world, self._ids)
         self._looked_up_at = -REFRESH_EVERY
-        self._number = 0
 
     # HTTP
 
@@ -210,7 +183,7 @@ class Fuzzer:
 
     def _path(self, random: Random, page: Page, name: str) -> str:
         """An address of the page; its parts mostly belong together."""
-        project = random.choice(PROJECTS if random.randrange(4) else self._known["project"])
+        project = random.choice(PROJECTS if random.randrange(4) else self._ids.known["project"])
 
         def part(found: re.Match[str]) -> str:
             kind = found[1]
@@ -220,16 +193,16 @@ class Fuzzer:
                 return project
             if kind == "item":
                 kind = "task" if page.path.startswith("/projects/") else "lease"
-            own = {"batch": [f"{project}.1"], "task": self._tasks.get(project)}
-            own["lease"] = self._leases_in.get((name, project))
-            choices = (own.get(kind) if random.randrange(5) else None) or self._known.get(kind) or ["1"]
+            own = {"batch": [f"{project}.1"], "task": self._ids.tasks.get(project)}
+            own["lease"] = self._ids.leases_in.get((name, project))
+            choices = (own.get(kind) if random.randrange(5) else None) or self._ids.known.get(kind) or ["1"]
             return quote(random.choice(choices), safe="")
 
         return re.sub(r"\{(\w+)(?::\w+)?\}", part, page.path)
 
     def _value(self, random: Random, name: str) -> str:
         kinds = {"item": "lease", "user": "user", "labeler_id": "user", "labeler": "user", "name": "user"}
-        known = self._known.get(kinds.get(name, name))
+        known = self._ids.known.get(kinds.get(name, name))
         draw = random.randrange(10)
         if name in ("tasks", "rows") and draw < 8:
             lines = JSON_LINES[:4] if random.randrange(2) else JSON_LINES
@@ -239,7 +212,7 @@ class Fuzzer:
         if draw < 7:
             return random.choice(NUMBERS)
         if draw < 8:
-            return random.choice(random.choice(list(self._known.values())) or ["x"])
+            return random.choice(random.choice(list(self._ids.known.values())) or ["x"])
         if draw < 9:
             return "".join(
                 chr(random.choice((random.randrange(32, 127), random.randrange(160, 0xD800))))
@@ -264,7 +237,7 @@ class Fuzzer:
         by = random.choice(allowed if random.randrange(6) else [*TOKENS, "nobody"])
         metadata = bearer(TOKENS[by]) if by != "nobody" else ()
         requests: list[Message | bytes] = [
-            self._message(random, method, by)
+            self._messages.message(random, method, by)
             for _ in range(random.choice((1, 1, 2, 0)) if method.client_streaming else 1)
         ]
         if random.randrange(25) == 0 and requests:
@@ -304,173 +277,10 @@ class Fuzzer:
         if outcome.code not in ("OK", "DEADLINE_EXCEEDED"):
             assert outcome.reason, (method.full_name, by, requests, outcome)
 
-    def _message(self, random: Random, method: MethodDescriptor, by: str) -> Message:
-        good = self._good_message(random, method.name, by) if random.randrange(2) else None
-        if good is None:
-            request = request_class(method)()
-            self._fill(random, request, depth=0)
-            return request
-        for _ in range(random.choice((0, 0, 1, 2))):
-            self._disturb(random, good)
-        return good
-
-    def _good_message(self, random: Random, name: str, by: str) -> Message | None:
-        """A request that is right as it stands, for the methods that chance alone would not get right."""
-        self._number += 1
-        request_id = f"request-{self._number}"
-        if name == "SubmitTasks":
-            kinds: tuple[dict[str, Any], ...] = ({}, {}, {"purpose": pb.TASK_PURPOSE_CALIBRATION})
-            fields = {"overlap_count": random.choice((1, 2, 3)), **random.choice(kinds)}
-            return self.world.tasks(
-                lambda field: f"{field} {self._number}", random.choice((1, 2, 5)), **fields
-            )
-        if name == "ImportComparisons":
-            row = pb.ImportedComparison(document=f"d{random.randrange(20)}", choice=pb.Choice(best_index=0))
-            row.candidates.extend([pb.Candidate(text="a"), pb.Candidate(text="b")])
-            row.labeler_id = random.choice(("somebody", "w1", "w2"))
-            return pb.ImportComparisonsRequest(
-                request_id=request_id, project=PROJECTS[0], batch="imported.1", comparisons=[row]
-            )
-        labelers = [by] if by in ("lara", "rita") else [*self._open, by]
-        labeler = random.choice(labelers)
-        if name == "LeaseTasks":
-            return pb.LeaseTasksRequest(labeler_id=labeler, max_tasks=random.choice((1, 2)))
-        leases = self._open.get(labeler)
-        if name not in ("SubmitAnswers", "SkipTasks") or not leases:
-            return None
-        lease_id, order = leases.pop() if random.randrange(4) else random.choice(leases)
-        if name == "SkipTasks":
-            skip = pb.SkippedTask(lease_id=lease_id, reason="because")
-            return pb.SkipTasksRequest(request_id=request_id, labeler_id=labeler, skips=[skip])
-        answer = pb.Answer(lease_id=lease_id)
-        places = list(range(len(order)))
-        random.shuffle(places)
-        answer.ranking.tiers.extend(pb.Tier(candidate_indices=[place]) for place in places)
-        return pb.SubmitAnswersRequest(request_id=request_id, labeler_id=labeler, answers=[answer])
-
-    def _disturb(self, random: Random, message: Message) -> None:
-        """Make one field of the message, or of one inside it, something else."""
-        fields: list[Any] = list(message.DESCRIPTOR.fields)
-        if not fields:
-            return
-        field = random.choice(fields)
-        inner = getattr(message, field.name)
-        if field.message_type is not None and random.randrange(2):
-            if not field.is_repeated:
-                self._disturb(random, inner)
-            elif inner:
-                self._disturb(random, random.choice(list(inner)))
-            return
-        message.ClearField(field.name)
-        self._fill_field(random, message, field, depth=1)
-
-    def _fill(self, random: Random, message: Message, *, depth: int) -> None:
-        for field in message.DESCRIPTOR.fields:
-            if random.randrange(10) >= 2:
-                self._fill_field(random, message, field, depth=depth)
-
-    def _fill_field(self, random: Random, message: Message, field: Any, *, depth: int) -> None:
-        if field.is_repeated:
-            number = random.choice((1, 2, 2, 2, 3, 0, 9) if field.name == "candidates" else (0, 1, 1, 2))
-            values = getattr(message, field.name)
-            for _ in range(number if depth < 5 else 0):
-                if field.message_type is not None:
-                    self._fill(random, values.add(), depth=depth + 1)
-                else:
-                    values.append(self._scalar(random, field))
-        elif field.message_type is not None:
-            inner = getattr(message, field.name)
-            inner.SetInParent()
-            if _is_time(field.message_type):
-                inner.seconds = random.choice((1, 60, 3600, 0, -1, 2**62, 315_576_000_001))
-                inner.nanos = random.choice((0, 0, 1, 999_999_999, -1, 2**31 - 1))
-            elif depth < 5:
-                self._fill(random, inner, depth=depth + 1)
-        else:
-            setattr(message, field.name, self._scalar(random, field))
-
-    def _scalar(self, random: Random, field: Any) -> Any:  # Any: two classes of descriptors, one interface
-        if field.type == FieldDescriptor.TYPE_STRING:
-            return self._string(random, field.name)
-        if field.type == FieldDescriptor.TYPE_BOOL:
-            return random.randrange(2) == 1
-        if field.type == FieldDescriptor.TYPE_DOUBLE:
-            return random.choice(DOUBLES)
-        if field.enum_type is not None:
-            known = [value.number for value in field.enum_type.values]
-            return random.choice([*known, *known, *known, -1, 99])
-        if field.name in ("best_index", "candidate_indices", "round", "fold") and random.randrange(8):
-            return random.randrange(3)
-        if field.name in ("confidence", "preference", "accuracy", "coverage", "coherence", "overall"):
-            return random.choice((0, 1, 5, 7, 7, 9, -1, 10))
-        if field.name == "max_tasks":
-            return random.choice((0, 1, 2, 5, 1000, 1001, -1))
-        return random.choice(LONGS if field.type == FieldDescriptor.TYPE_INT64 else INTEGERS)
-
-    def _string(self, random: Random, name: str) -> str:
-        draw = random.randrange(10)
-        if name == "request_id" and draw < 8:
-            self._number += 1
-            return f"request-{self._number}"
-        kinds = {
-            "labeler_id": "user",
-            "actor": "user",
-            "name": "user",
-            "page_token": "user",
-            "lease_id": "lease",
-        }
-        known = self._known.get(kinds.get(name, name))
-        if known and draw < 8:
-            return random.choice(known)
-        if draw < 7:
-            return random.choice(("text", "a b c", "another text", "x" * 64))
-        return random.choice(TEXTS)
-
-    # What exists
-
     def _refresh(self) -> None:
-        if self.num_http + self.num_rpcs - self._looked_up_at < REFRESH_EVERY:
-            return
-        self._looked_up_at = self.num_http + self.num_rpcs
-        rows = self.world.rows
-        tasks, batches, projects = schema.tasks, schema.batches, schema.projects
-        with_project = (
-            sa.select(schema.leases, projects.c.name.label("project"))
-            .join(tasks, tasks.c.id == schema.leases.c.task_id)
-            .join(batches, batches.c.id == tasks.c.batch_id)
-            .join(projects, projects.c.id == batches.c.project_id)
-        )
-        leases = rows(with_project.order_by(schema.leases.c.lease_us.desc()).limit(200))
-        self._leases, self._leases_in, self._tasks, self._open = {}, {}, {}, {}
-        for lease in leases:
-            self._leases.setdefault(lease.labeler_id, []).append(lease.id)
-            self._leases_in.setdefault((lease.labeler_id, lease.project), []).append(lease.id)
-            self._tasks.setdefault(lease.project, []).append(str(lease.task_id))
-            if not lease.is_answered and not lease.is_skipped and lease.shown_order:
-                self._open.setdefault(lease.labeler_id, []).append((lease.id, lease.shown_order))
-        self._known = {
-            "lease": [lease.id for lease in leases] or ["0" * 32],
-            "task": _last(rows, schema.tasks.c.id),
-            "answer": _last(rows, schema.comparisons.c.id),
-            "project": [*PROJECTS, *PROJECTS, "default", *_last(rows, schema.projects.c.name, 20), "nothing"],
-            "batch": [f"{name}.1" for name in PROJECTS] + [*_last(rows, schema.batches.c.name, 20), "new.1"],
-            "user": [*self._people, "somebody", "new-user", ""],
-            "role": ["labeler", "researcher", "admin", "service", ""],
-            "invitation": _last(rows, schema.invitations.c.token_sha256, 20),
-            "token": [*self._new_links(), "A" * 43],
-            "days": ["1", "7", "90", "91", ""],
-            "reason": ["subject", "other", "because", ""],
-            "state": ["open", "closed", ""],
-            "preference": [str(number) for number in range(1, 10)],
-            "text": ["some words", ""],
-            "version": ["1", "2", "0"],
-            "weights_sha256": ["", "ab" * 32, "x"],
-            "tasks": list(JSON_LINES),
-        }  # fmt: skip
-
-    def _new_links(self) -> list[str]:
-        accounts = self.world.site.accounts
-        return [accounts.invite(role=Role.LABELER, user_name="", created_by="fuzzer").secret]
+        if self.num_http + self.num_rpcs - self._looked_up_at >= REFRESH_EVERY:
+            self._looked_up_at = self.num_http + self.num_rpcs
+            self._ids.look_up()
 
     def summary(self) -> str:
         """How many requests ended how."""
@@ -491,14 +301,5 @@ class Fuzzer:
         )
 
 
-def _last(rows: Any, column: sa.Column[Any], number: int = 100) -> list[str]:
-    query = sa.select(column).order_by(column.desc()).limit(number)
-    return [str(row[0]) for row in rows(query)] or ["1"]
-
-
 def _audience(page: Page) -> frozenset[Role]:
     return page.roles if isinstance(page.roles, frozenset) else frozenset(Role)
-
-
-def _is_time(message: Any) -> bool:  # Any: as above
-    return message.full_name in ("google.protobuf.Duration", "google.protobuf.Timestamp")

@@ -6,7 +6,6 @@ import os
 import select
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -17,6 +16,8 @@ from typing import Self
 
 import psutil
 import psycopg
+
+from tests.ports import free_port
 
 START_TIMEOUT_S = 60
 
@@ -63,9 +64,7 @@ class PostgresServer:
             stdout=subprocess.DEVNULL,
             cwd=self._folder,
         )
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         settings = [
             f"port={self.port}",
             "listen_addresses=127.0.0.1",

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import json
-import signal
-import socket
-import subprocess
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import httpx
-
 from tests import monitoring
-
-START_TIMEOUT_S = 60
+from tests.http_program import HttpProgram
+from tests.ports import free_port
 
 
 class Prometheus:
@@ -52,34 +46,19 @@ class Prometheus:
 
     def __enter__(self) -> Self:
         program = monitoring.program("prometheus", package="prometheus")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self._log = (self._folder / "prometheus.log").open("wb")
-        self._process = subprocess.Popen(
+        self.port = free_port()
+        self._program = HttpProgram(
             [
                 program,
                 f"--config.file={self._folder / 'prometheus.yml'}",
                 f"--storage.tsdb.path={self._folder / 'data'}",
                 f"--web.listen-address=127.0.0.1:{self.port}",
             ],
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
+            log=self._folder / "prometheus.log",
+            base_url=f"http://127.0.0.1:{self.port}/api/v1",
+            ready_path="/status/runtimeinfo",
         )
-        self._client = httpx.Client(
-            base_url=f"http://127.0.0.1:{self.port}/api/v1", trust_env=False, timeout=30
-        )
-        deadline_s = time.monotonic() + START_TIMEOUT_S
-        while True:
-            try:
-                if self._client.get("/status/runtimeinfo").status_code == httpx.codes.OK:
-                    return self
-            except httpx.TransportError:
-                if self._process.poll() is not None or time.monotonic() > deadline_s:
-                    self.__exit__(None, None, None)
-                    raise
-            time.sleep(0.05)
+        return self
 
     def __exit__(
         self,
@@ -87,11 +66,7 @@ class Prometheus:
         _error: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
-        self._client.close()
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
-        self._process.wait()
-        self._log.close()
+        self._program.end()
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """The series that an expression gives at this moment."""
@@ -111,7 +86,7 @@ class Prometheus:
         return {entry["metric"]["alertname"] for entry in series}
 
     def _get(self, path: str, **parameters: Any) -> list[dict[str, Any]]:
-        answer = self._client.get(path, params=parameters)
+        answer = self._program.client.get(path, params=parameters)
         content = answer.json()
         if content.get("status") != "success":
             raise ValueError(f"{parameters.get('query')}: {content.get('error')}")

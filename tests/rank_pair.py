@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from multiprocessing.process import BaseProcess
@@ -25,6 +24,7 @@ from services.trainer.followers import dismiss, enlist, say_farewell
 from services.trainer.policy_optimizer import OptimizerSettings, PolicyOptimizer, UpdateProgress
 from services.trainer.ranks import Ranks, join_ranks
 from tests.policy_updates import tiny_codec, tiny_policy
+from tests.ports import free_port
 
 TIMEOUT_S = 120
 SPOIL, DIE, FAIL = "spoil", "die", "fail"  # what an experience has the other rank do before it learns
@@ -124,9 +124,7 @@ def _destroy_what_is_left() -> None:
 
 @contextmanager
 def two_ranks(folder: Path) -> Iterator[Pair]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     other = multiprocessing.get_context("spawn").Process(target=follow_and_save, args=(port, str(folder)))
     other.start()
     pair: list[Pair] = []

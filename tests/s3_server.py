@@ -7,6 +7,7 @@ import itertools
 import subprocess
 import threading
 import urllib.request
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -74,6 +75,12 @@ class S3Server:
         request = urllib.request.Request(f"{self.endpoint}{path}", data=body, method=method, headers=headers)
         answer: http.client.HTTPResponse = urllib.request.urlopen(request)
         return answer
+
+    def keys(self, bucket: str) -> list[str]:
+        """What lies in the bucket."""
+        with self.request("GET", f"/{bucket}?list-type=2") as answer:
+            tree = ElementTree.fromstring(answer.read())
+        return sorted(element.text or "" for element in tree.iter() if element.tag.endswith("}Key"))
 
     @contextmanager
     def only_known_credentials(self) -> Iterator[None]:

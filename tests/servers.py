@@ -20,7 +20,7 @@ from andon.rpc.server import RunningServer
 from andon.rpc.service import Service
 from services.labeling.config import LabelingConfig
 from services.labeling.service import LabelingService
-from tests.site import SiteUnderTest
+from tests.site import SiteUnderTest, StartSite
 from tests.tokens import TOKENS, with_token, write_tokens
 
 START_TIMEOUT_S = 60
@@ -84,7 +84,32 @@ def tokens_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def start_site(serve: Serve, database_url: str, tokens_file: Path) -> Iterator[Callable[..., SiteUnderTest]]:
+def start_labeling(serve: Serve, tmp_path: Path, tokens_file: Path) -> Callable[..., RunningServer]:
+    """``start_labeling(export_poll_s=1, ...)`` serves the labeling service, on the test's SQLite database."""
+
+    def start(**fields: Any) -> RunningServer:
+        config = LabelingConfig(
+            port=0,
+            metrics_port=0,
+            web_port=0,
+            tokens_file=tokens_file,
+            database=f"sqlite:///{tmp_path}/labeling.sqlite3",
+            **fields,
+        )
+        registry = CollectorRegistry()
+        return serve(LabelingService(config, registry), config, registry)
+
+    return start
+
+
+@pytest.fixture
+def labeling(start_labeling: Callable[..., RunningServer]) -> RunningServer:
+    """The labeling service as it is where nothing is configured."""
+    return start_labeling()
+
+
+@pytest.fixture
+def start_site(serve: Serve, database_url: str, tokens_file: Path) -> Iterator[StartSite]:
     """``start_site(session_hours=1, ...)`` serves the labeling site, once on each engine per test."""
     with ExitStack() as sites:
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
@@ -90,3 +90,6 @@ class SiteUnderTest:
         person = self.stranger()
         person.cookies.set("andon", self.sessions.begin(name, ended_token=None))
         return person
+
+
+StartSite = Callable[..., SiteUnderTest]  # the fixture ``start_site``

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from andon.modeling.manifest import ManifestDraft
-from andon.modeling.store import WEIGHTS_NAME
+from andon.modeling.store import WEIGHTS_NAME, ModelStore
 
 DRAFT = ManifestDraft(kind="causal_lm", run_id="run-1")
 
@@ -22,3 +22,8 @@ def weights(seed: int = 0) -> Callable[[Path], None]:
         (folder / WEIGHTS_NAME).write_text(json.dumps({"weights_sha256": digest}))
 
     return write
+
+
+def publish(store: ModelStore, seed: int = 1) -> str:
+    """Publishes a pretended policy, and says its name and number."""
+    return str(store.publish("policy", weights(seed), manifest=DRAFT).version)

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ import psutil
 
 from services.trainer.checkpoint import CheckpointFolder
 from services.trainer.ranks import FRESH_STORE
+from tests.ports import free_port
 
 TIMEOUT_S = 120
 RANKS = 2
@@ -39,9 +39,7 @@ class Torchrun:
     def start(self) -> None:
         """Start, and return when rank 0 answers."""
         if not self.port:
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                self.port = free.getsockname()[1]
+            self.port = free_port()
         with self._log.open("a") as log:
             process = self._process = subprocess.Popen(
                 [*self._command, f"--port={self.port}"],

@@ -16,10 +16,10 @@ from services.canary.alerts import AlertWatch
 from services.canary.emergency import Emergency
 from tests.alertmanager_api import AlertmanagerApi, alertmanager
 from tests.canary_models import BETTER, EQUAL, HACKED, STABLE
-from tests.canary_world import CanaryWorld, canary_world, follow, labeling
+from tests.canary_world import CanaryWorld, canary_world, follow
 from tests.tokens import TOKENS
 
-__all__ = ["alertmanager", "canary_world", "labeling"]
+__all__ = ["alertmanager", "canary_world"]
 
 
 def start_controller(world: CanaryWorld, labeling: RunningServer, **settings: Any) -> CanaryClient:

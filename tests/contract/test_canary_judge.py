@@ -22,10 +22,10 @@ from services.canary.judge import Judge, Judgement
 from services.canary.judge_config import JudgeConfig
 from tests.alertmanager_api import AlertmanagerApi, alertmanager
 from tests.canary_models import BETTER, EQUAL, FLIPPED, HACKED, STABLE
-from tests.canary_world import CanaryWorld, canary_world, labeling
+from tests.canary_world import CanaryWorld, canary_world
 from tests.tokens import TOKENS
 
-__all__ = ["alertmanager", "canary_world", "labeling"]
+__all__ = ["alertmanager", "canary_world"]
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 120

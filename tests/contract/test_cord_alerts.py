@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,10 +21,9 @@ from services.labeling.service import now_us
 from services.labeling.web import alert_door
 from tests.alertmanager import Alertmanager, find_alertmanager
 from tests.cord import cord_locked, metric, wait_until
-from tests.site import SiteUnderTest
+from tests.site import SiteUnderTest, StartSite
 from tests.tokens import TOKENS
 
-StartSite = Callable[..., SiteUnderTest]
 MAX_BODY_BYTES = 64 * 1024
 JSON = "application/json"
 

@@ -21,10 +21,9 @@ from services.labeling.web.pages_cord import HISTORY_EVENTS
 from tests.cord import cord_locked, metric, wait_until
 from tests.html_pages import HtmlPage
 from tests.labeling_world import log_to
-from tests.site import SiteUnderTest
+from tests.site import SiteUnderTest, StartSite
 from tests.tokens import TOKENS
 
-StartSite = Callable[..., SiteUnderTest]
 TIMEOUT_S = 30
 
 

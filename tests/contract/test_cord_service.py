@@ -1,18 +1,14 @@
 """CordService over gRPC: pull, release, watch, repeat, restart."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from prometheus_client import CollectorRegistry
 
 from andon.api.labeling.v1 import cord_service_pb2 as cord_pb2
 from andon.api.labeling.v1 import cord_service_pb2_grpc as cord_grpc
 from andon.rpc.server import RunningServer
-from services.labeling.config import LabelingConfig
-from services.labeling.service import LabelingService
 
 TIMEOUT_S = 30
 PULLED, RELEASED = cord_pb2.CORD_STATE_PULLED, cord_pb2.CORD_STATE_RELEASED
@@ -20,26 +16,10 @@ PULLED, RELEASED = cord_pb2.CORD_STATE_PULLED, cord_pb2.CORD_STATE_RELEASED
 
 @pytest.fixture
 def start(
-    serve: Callable[..., RunningServer],
-    connect: Callable[[RunningServer], grpc.Channel],
-    tmp_path: Path,
-    tokens_file: Path,
+    start_labeling: Callable[..., RunningServer], connect: Callable[[RunningServer], grpc.Channel]
 ) -> Callable[..., Any]:
     """``start(cord_keepalive_s=…)`` gives a stub of a service on the test's one database."""
-
-    def start_it(**fields: Any) -> Any:
-        config = LabelingConfig(
-            port=0,
-            metrics_port=0,
-            web_port=0,
-            tokens_file=tokens_file,
-            database=f"sqlite:///{tmp_path}/labeling.sqlite3",
-            **fields,
-        )
-        registry = CollectorRegistry()
-        return cord_grpc.CordServiceStub(connect(serve(LabelingService(config, registry), config, registry)))
-
-    return start_it
+    return lambda **fields: cord_grpc.CordServiceStub(connect(start_labeling(**fields)))
 
 
 def pull(stub: Any, request_id: str, *, reason: str = "it rambles") -> cord_pb2.Cord:

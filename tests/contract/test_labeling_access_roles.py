@@ -19,7 +19,7 @@ from andon.api.labeling.v1 import labeling_service_pb2_grpc as labeling_grpc
 from andon.rpc.errors import error_from_rpc
 from services.labeling.access import ROLES_BY_METHOD
 from services.labeling.accounts import Role
-from tests.site import SiteUnderTest
+from tests.site import StartSite
 from tests.tokens import ROLES, TOKENS, with_token
 
 TIMEOUT_S = 30
@@ -52,7 +52,6 @@ ALLOWED = {
     | {"ReleaseCord", "CreateInvitation", "ListUsers", "CreateToken", "RevokeTokens", "UpdateUser"},
 }
 
-StartSite = Callable[..., SiteUnderTest]
 Connect = Callable[..., grpc.Channel]
 
 

@@ -25,12 +25,11 @@ from andon.errors import (
 )
 from andon.rpc.errors import error_from_rpc
 from services.labeling.accounts import Role
-from tests.site import SiteUnderTest
+from tests.passwords import PASSWORD
+from tests.site import SiteUnderTest, StartSite
 from tests.tokens import TOKENS
 
-StartSite = Callable[..., SiteUnderTest]
 TIMEOUT_S = 30
-PASSWORD = "three unrelated words"
 
 
 @pytest.fixture

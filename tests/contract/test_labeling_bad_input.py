@@ -9,7 +9,6 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
-from prometheus_client import CollectorRegistry
 
 from andon.api.common.v1 import model_pb2
 from andon.api.labeling.v1 import cord_service_pb2 as cord_pb2
@@ -18,8 +17,6 @@ from andon.api.labeling.v1 import labeling_service_pb2 as pb
 from andon.api.labeling.v1 import labeling_service_pb2_grpc as labeling_grpc
 from andon.rpc.errors import error_from_rpc
 from andon.rpc.server import RunningServer
-from services.labeling.config import LabelingConfig
-from services.labeling.service import LabelingService
 
 TIMEOUT_S = 30
 CANDIDATES = [pb.Candidate(text="a"), pb.Candidate(text="b")]
@@ -56,23 +53,10 @@ class Callers:
 
 @pytest.fixture
 def callers(
-    serve: Callable[..., RunningServer],
-    connect: Callable[[RunningServer], grpc.Channel],
-    tmp_path: Path,
-    tokens_file: Path,
+    start_labeling: Callable[..., RunningServer], connect: Callable[[RunningServer], grpc.Channel]
 ) -> Callers:
-    config = LabelingConfig(
-        port=0,
-        metrics_port=0,
-        web_port=0,
-        tokens_file=tokens_file,
-        database=f"sqlite:///{tmp_path}/labeling.sqlite3",
-        max_text_chars=1000,
-        database_lock_wait_s=0.01,
-        max_message_bytes=4_000_000,
-    )
-    registry = CollectorRegistry()
-    return Callers(connect(serve(LabelingService(config, registry), config, registry)))
+    running = start_labeling(max_text_chars=1000, database_lock_wait_s=0.01, max_message_bytes=4_000_000)
+    return Callers(connect(running))
 
 
 def submit(**fields: Any) -> pb.SubmitTasksRequest:

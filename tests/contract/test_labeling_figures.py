@@ -13,10 +13,9 @@ from andon.client.labeling import BatchSettings, LabelingClient
 from andon.client.labeling_values import AnswerDraft, TaskDraft
 from andon.corpus.records import CandidateRecord
 from tests.cord import metric, wait_until
-from tests.site import SiteUnderTest
+from tests.site import SiteUnderTest, StartSite
 from tests.tokens import TOKENS
 
-StartSite = Callable[..., SiteUnderTest]
 AGREEMENT = "andon_labeling_agreement_ratio"
 KNOWN = "andon_labeling_known_item_agreement_ratio"
 WAITING = "andon_labeling_waiting_tasks"

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from urllib.parse import urljoin, urlsplit
 
 import pytest
-from argon2 import PasswordHasher
 
 from andon.api.labeling.v1 import labeling_service_pb2 as pb
 from services.labeling.accounts import ROLES_OF_PEOPLE, Role
@@ -16,11 +15,10 @@ from services.labeling.web.app import PAGE_TABLES
 from services.labeling.web.pages import Public
 from tests.html_pages import HtmlPage
 from tests.labeling_world import NAMES, World, serve_world
+from tests.passwords import PASSWORD, add_with_password, sign_in
 from tests.site import Person
 
-PASSWORD = "three unrelated words"
 OTHER_PASSWORD = "four other unrelated words"
-CHEAP = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 EVIL = "evil.example"
 
 EVIL_TARGETS = (
@@ -71,12 +69,8 @@ def behind_tls(
         yield world
 
 
-def with_password(world: World, name: str, role: Role = Role.LABELER) -> None:
-    world.site.add_account(name, role, password_hash=CHEAP.hash(PASSWORD))
-
-
-def sign_in(person: Person, name: str, password: str = PASSWORD, **fields: str) -> None:
-    answer = person.submit("/sign-in", {"name": name, "password": password, **fields}, page="/sign-in")
+def let_in(person: Person, name: str, password: str = PASSWORD, **fields: str) -> None:
+    answer = sign_in(person, name, password, **fields)
     assert answer.status_code == 303, answer.text
 
 
@@ -96,7 +90,7 @@ def is_signed_in(world: World, token: str) -> bool:
 
 
 def test_a_session_that_was_planted_before_the_sign_in_is_not_the_one_after(world: World) -> None:
-    with_password(world, "victim")
+    add_with_password(world.site, "victim")
     mallory = world.site.person("mallory", Role.LABELER)
     planted = mallory.cookies["andon"]
     for token in (planted, "A" * 43):
@@ -115,33 +109,33 @@ def test_a_session_that_was_planted_before_the_sign_in_is_not_the_one_after(worl
 
 
 def test_what_the_form_s_cookie_held_is_no_session(world: World) -> None:
-    with_password(world, "ben")
+    add_with_password(world.site, "ben")
     person = world.site.stranger()
     person.get("/sign-in")
     form_cookie = person.cookies["andon-form"]
-    sign_in(person, "ben")
+    let_in(person, "ben")
     assert not is_signed_in(world, form_cookie)
     assert session_of(person) != form_cookie
 
 
 def test_the_form_s_token_of_before_the_sign_in_is_worth_nothing_after(world: World) -> None:
-    with_password(world, "cleo")
+    add_with_password(world.site, "cleo")
     person = world.site.stranger()
     before = person.csrf_of("/sign-in")
-    sign_in(person, "cleo")
+    let_in(person, "cleo")
     assert person.post("/cord/pull", data={"csrf": before, "reason": "x"}).status_code == 403
     first = person.csrf_of("/cord")
     other = world.site.stranger()
-    sign_in(other, "cleo")
+    let_in(other, "cleo")
     # Not even with another session of the same person.
     assert other.post("/cord/pull", data={"csrf": first, "reason": "x"}).status_code == 403
 
 
 def test_a_new_password_ends_all_other_sessions(world: World) -> None:
-    with_password(world, "dora")
+    add_with_password(world.site, "dora")
     here, there = world.site.stranger(), world.site.stranger()
-    sign_in(here, "dora")
-    sign_in(there, "dora")
+    let_in(here, "dora")
+    let_in(there, "dora")
     old_here, old_there = session_of(here), session_of(there)
     fields = {"old": "not the password", "password": OTHER_PASSWORD, "password_again": OTHER_PASSWORD}
     assert here.submit("/account/password", fields, page="/account").status_code == 400
@@ -151,7 +145,7 @@ def test_a_new_password_ends_all_other_sessions(world: World) -> None:
     assert is_signed_in(world, answer.cookies["andon"])
     assert not is_signed_in(world, old_here)
     assert not is_signed_in(world, old_there)
-    sign_in(world.site.stranger(), "dora", OTHER_PASSWORD)
+    let_in(world.site.stranger(), "dora", OTHER_PASSWORD)
     refused = world.site.stranger().submit(
         "/sign-in", {"name": "dora", "password": PASSWORD}, page="/sign-in"
     )
@@ -159,9 +153,9 @@ def test_a_new_password_ends_all_other_sessions(world: World) -> None:
 
 
 def test_a_password_link_ends_all_sessions_and_works_once(world: World) -> None:
-    with_password(world, "emil")
+    add_with_password(world.site, "emil")
     person = world.site.stranger()
-    sign_in(person, "emil")
+    let_in(person, "emil")
     link = world.site.accounts.password_link("emil", created_by="test").secret
     fields = {"password": OTHER_PASSWORD, "password_again": OTHER_PASSWORD}
     answer = world.site.stranger().submit(f"/invitation/{link}", fields, page=f"/invitation/{link}")
@@ -187,7 +181,7 @@ def test_closing_an_account_and_changing_a_role_act_on_the_next_request(world: W
 
 
 def test_cookies_are_for_this_site_and_not_for_scripts(world: World, behind_tls: World) -> None:
-    with_password(world, "gina")
+    add_with_password(world.site, "gina")
     person = world.site.stranger()
     set_by_form = person.get("/sign-in").headers["set-cookie"]
     csrf = person.csrf_of("/sign-in")
@@ -248,7 +242,7 @@ def browsers_target(base: str, location: str) -> str:
 
 
 def test_signing_in_leads_only_to_pages_of_the_site(world: World) -> None:
-    with_password(world, "hal")
+    add_with_password(world.site, "hal")
     signed_in, base = world.people[Role.LABELER], world.site.url
     stranger = world.site.stranger()
     for target in EVIL_TARGETS:

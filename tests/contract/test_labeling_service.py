@@ -3,47 +3,24 @@
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from prometheus_client import CollectorRegistry
 
 from andon.api.common.v1 import model_pb2
 from andon.api.labeling.v1 import labeling_service_pb2 as labeling_pb2
 from andon.api.labeling.v1 import labeling_service_pb2_grpc as labeling_grpc
 from andon.rpc.server import RunningServer
-from services.labeling.config import LabelingConfig
-from services.labeling.service import LabelingService
 
 TIMEOUT_S = 30
 
 
 @pytest.fixture
-def start(
-    serve: Callable[..., RunningServer], tmp_path: Path, tokens_file: Path
-) -> Callable[..., RunningServer]:
-    def start_it(**fields: Any) -> RunningServer:
-        config = LabelingConfig(
-            port=0,
-            metrics_port=0,
-            web_port=0,
-            tokens_file=tokens_file,
-            database=f"sqlite:///{tmp_path}/labeling.sqlite3",
-            **fields,
-        )
-        registry = CollectorRegistry()
-        return serve(LabelingService(config, registry), config, registry)
-
-    return start_it
-
-
-@pytest.fixture
-def running(start: Callable[..., RunningServer]) -> RunningServer:
-    return start()
+def running(start_labeling: Callable[..., RunningServer]) -> RunningServer:
+    return start_labeling()
 
 
 @pytest.fixture
@@ -161,9 +138,9 @@ def test_progress(stub: Any) -> None:
 
 
 def test_an_export_continues_after_a_cursor_over_several_pages(
-    start: Callable[..., RunningServer], connect: Callable[[RunningServer], grpc.Channel]
+    start_labeling: Callable[..., RunningServer], connect: Callable[[RunningServer], grpc.Channel]
 ) -> None:
-    stub = labeling_grpc.LabelingServiceStub(connect(start(export_page_comparisons=3)))
+    stub = labeling_grpc.LabelingServiceStub(connect(start_labeling(export_page_comparisons=3)))
     submit(stub, *(task(str(number)) for number in range(10)))
     choose_first(stub, "ann", lease(stub, "ann"), request_id="a")
     assert [comparison.comparison_id for comparison in export(stub)] == list(range(1, 11))
@@ -172,9 +149,9 @@ def test_an_export_continues_after_a_cursor_over_several_pages(
 
 
 def test_a_follower_hears_of_new_answers_without_polling(
-    start: Callable[..., RunningServer], connect: Callable[[RunningServer], grpc.Channel]
+    start_labeling: Callable[..., RunningServer], connect: Callable[[RunningServer], grpc.Channel]
 ) -> None:
-    stub = labeling_grpc.LabelingServiceStub(connect(start(export_poll_s=3600)))
+    stub = labeling_grpc.LabelingServiceStub(connect(start_labeling(export_poll_s=3600)))
     submit(stub, *(task(str(number)) for number in range(4)))
     leased = lease(stub, "ann")
     choose_first(stub, "ann", leased[:1], request_id="a1")
@@ -187,13 +164,13 @@ def test_a_follower_hears_of_new_answers_without_polling(
 
 
 def test_a_drain_lets_followers_go_and_a_restart_knows_everything(
-    start: Callable[..., RunningServer],
+    start_labeling: Callable[..., RunningServer],
     connect: Callable[[RunningServer], grpc.Channel],
     server_loop: Any,
 ) -> None:
     import asyncio
 
-    first = start()
+    first = start_labeling()
     stub = labeling_grpc.LabelingServiceStub(connect(first))
     submit(stub, task("x"), task("y"))
     leased = lease(stub, "ann")
@@ -205,7 +182,7 @@ def test_a_drain_lets_followers_go_and_a_restart_knows_everything(
         next(following)
     assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
 
-    again = labeling_grpc.LabelingServiceStub(connect(start()))
+    again = labeling_grpc.LabelingServiceStub(connect(start_labeling()))
     assert choose_first(again, "ann", leased[:1], request_id="a") == ids
     assert choose_first(again, "ann", leased[1:], request_id="b") == [2]
     assert [comparison.comparison_id for comparison in export(again, after_comparison_id=1)] == [2]

@@ -19,9 +19,8 @@ from joserfc import jwt
 from joserfc.jwk import RSAKey
 
 from services.labeling.accounts import Role
-from tests.site import Person, SiteUnderTest
+from tests.site import Person, SiteUnderTest, StartSite
 
-StartSite = Callable[..., SiteUnderTest]
 CLIENT_ID, CLIENT_SECRET = "andon", "the secret of the client"
 
 

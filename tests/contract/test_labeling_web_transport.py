@@ -26,11 +26,8 @@ from services.labeling.accounts import Role
 from services.labeling.config import LabelingConfig
 from services.labeling.schema import sign_in_failures
 from services.labeling.service import LabelingService
-from tests.site import SiteUnderTest, form_token
-
-StartSite = Callable[..., SiteUnderTest]
-PASSWORD = "three unrelated words"
-CHEAP = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+from tests.passwords import PASSWORD, add_with_password
+from tests.site import SiteUnderTest, StartSite, form_token
 
 
 @pytest.fixture
@@ -72,7 +69,7 @@ def test_under_tls_cookies_are_bound_to_the_host(
 ) -> None:
     site = start_site(web_tls_certificate=certificate[0], web_tls_key=certificate[1])
     assert site.url.startswith("https://127.0.0.1:")
-    site.add_account("ann", Role.LABELER, password_hash=CHEAP.hash(PASSWORD))
+    add_with_password(site, "ann")
     person = site.stranger(verify=ssl.create_default_context(cafile=str(certificate[0])))
     page = person.get("/sign-in")
     assert page.headers["strict-transport-security"] == "max-age=31536000"
@@ -103,7 +100,7 @@ def test_a_browser_cannot_name_itself(start_site: StartSite) -> None:
 
 
 def guess_often(site: SiteUnderTest, *, header_changes: bool, expected: list[int]) -> None:
-    site.add_account("ann", Role.LABELER, password_hash=CHEAP.hash(PASSWORD))
+    add_with_password(site, "ann")
     person = site.stranger()
     token = form_token(person.get("/sign-in").text)
     statuses = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import re
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,7 +13,7 @@ from services.labeling import schema
 from services.labeling.accounts import Role
 from services.labeling.assignment import LeaseOrder
 from tests.html_pages import HtmlPage
-from tests.site import SiteUnderTest
+from tests.site import StartSite
 from tests.work_site import (
     BATCH,
     DOCUMENT,
@@ -28,8 +27,6 @@ from tests.work_site import (
     open_form,
     send,
 )
-
-StartSite = Callable[..., SiteUnderTest]
 
 
 @pytest.fixture

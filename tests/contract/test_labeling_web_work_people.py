@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import sqlalchemy as sa
 
@@ -16,7 +14,7 @@ from services.labeling.quality.records import Purpose
 from services.labeling.requests import RepeatableRequest
 from services.labeling.service import now_us
 from services.labeling.tasks import TaskKind
-from tests.site import Person, SiteUnderTest
+from tests.site import Person, StartSite
 from tests.work_site import (
     WorkSite,
     checked,
@@ -28,8 +26,6 @@ from tests.work_site import (
     send,
     write,
 )
-
-StartSite = Callable[..., SiteUnderTest]
 
 FIRST_IS_BETTER = {"expected": ((0,), (1,)), "explanation": "The first one asks\nthe question."}
 

@@ -18,8 +18,6 @@ from pathlib import Path
 import grpc
 import pytest
 import torch
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
@@ -34,6 +32,7 @@ from andon.modeling.text import TextCodec
 from services.reference.__main__ import main
 from services.reference.config import ReferenceConfig
 from services.reference.service import ReferenceService
+from tests.rpc_errors import reason_of
 
 TIMEOUT_S = 120
 VOCAB_SIZE, POSITIONS = 64, 64
@@ -100,12 +99,6 @@ def assert_close(answer: pb2.LogProbsResponse, expected: list[list[list[float]]]
     for got_row, expected_row in zip(got, expected, strict=True):
         for got_values, expected_values in zip(got_row, expected_row, strict=True):
             assert got_values == pytest.approx(expected_values, abs=1e-4)
-
-
-def reason_of(error: grpc.RpcError) -> error_details_pb2.ErrorInfo:
-    info = error_details_pb2.ErrorInfo()
-    assert rpc_status.from_call(error).details[0].Unpack(info)
-    return info
 
 
 @pytest.fixture

@@ -18,8 +18,6 @@ from pathlib import Path
 import grpc
 import pytest
 import torch
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
 from transformers import AutoModelForSequenceClassification, LlamaForSequenceClassification
 
@@ -35,6 +33,7 @@ from andon.modeling.text import TextCodec
 from services.reward.__main__ import main
 from services.reward.config import RewardConfig
 from services.reward.service import RewardService
+from tests.rpc_errors import reason_of
 
 TIMEOUT_S = 120
 VOCAB_SIZE, POSITIONS = 64, 64
@@ -96,12 +95,6 @@ def assert_scores(answer: pb2.ScoreResponse, items: list[Item], raw_scores: list
         assert got_row == pytest.approx(expected_row, abs=1e-4)
     for item, (_, summaries) in zip(answer.items, items, strict=True):
         assert [summary.token_count for summary in item.summaries] == list(map(len, summaries))
-
-
-def reason_of(error: grpc.RpcError) -> error_details_pb2.ErrorInfo:
-    info = error_details_pb2.ErrorInfo()
-    assert rpc_status.from_call(error).details[0].Unpack(info)
-    return info
 
 
 @pytest.fixture

@@ -5,10 +5,8 @@ import urllib.request
 
 import grpc
 import pytest
-from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
 
 from andon.api.labeling.v1 import cord_service_pb2, cord_service_pb2_grpc
@@ -17,6 +15,7 @@ from andon.errors import InvalidArgumentError
 from andon.rpc.config import ServerConfig
 from andon.rpc.errors import error_from_rpc
 from andon.rpc.server import RunningServer, ServerStartError
+from tests.rpc_errors import reason_of
 from tests.scripted_service import CORD, POLICY, ScriptedService
 
 TIMEOUT_S = 60
@@ -24,12 +23,6 @@ TIMEOUT_S = 60
 
 def config(**values: object) -> ServerConfig:
     return ServerConfig(**{"port": 0, "metrics_port": 0, "drain_grace_s": 5.0, **values})
-
-
-def reason_of(error: grpc.RpcError) -> error_details_pb2.ErrorInfo:
-    info = error_details_pb2.ErrorInfo()
-    assert rpc_status.from_call(error).details[0].Unpack(info)
-    return info
 
 
 def sample(channel: grpc.Channel, request_id: str = "", timeout: float | None = TIMEOUT_S):

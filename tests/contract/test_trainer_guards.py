@@ -2,12 +2,10 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from prometheus_client import CollectorRegistry
 
 import services.trainer.experience as experience_module
 import services.trainer.stages.ppo_experience as ppo_experience_module
@@ -15,29 +13,13 @@ from andon.client.cord import Cord, CordClient
 from andon.client.policy import PolicyClient
 from andon.client.trainer import GuardAction, GuardAlarm, Run, RunState, TrainerClient
 from andon.rpc.server import RunningServer
-from services.labeling.config import LabelingConfig
-from services.labeling.service import LabelingService
 from services.trainer.controls import RunControls
 from services.trainer.policy_optimizer import PolicyOptimizer
 from services.trainer.ppo.rewards import compose_rewards
 from tests.ppo_world import TIMEOUT_S, World, finish, published, world
-from tests.servers import Serve
 from tests.tokens import TOKENS
 
 __all__ = ["world"]
-
-
-@pytest.fixture
-def labeling(serve: Serve, tmp_path: Path, tokens_file: Path) -> RunningServer:
-    config = LabelingConfig(
-        port=0,
-        metrics_port=0,
-        web_port=0,
-        database=f"sqlite:///{tmp_path}/labeling.sqlite3",
-        tokens_file=tokens_file,
-    )
-    registry = CollectorRegistry()
-    return serve(LabelingService(config, registry), config, registry)
 
 
 @pytest.fixture

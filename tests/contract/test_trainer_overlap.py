@@ -21,11 +21,11 @@ from services.trainer.rollout import Rollout, RolloutCollector, call_seed
 from services.trainer.stages.context import RunInterrupted
 from services.trainer.stages.ppo import PpoStage
 from services.trainer.stages.ppo_config import PpoConfig
-from tests.contract.test_trainer_guards import cord, labeling, trainer, wait_for_state
+from tests.contract.test_trainer_guards import cord, trainer, wait_for_state
 from tests.contract.test_trainer_ppo import LeavingContext, Place
 from tests.ppo_world import TIMEOUT_S, World, finish, numbers, published, world
 
-__all__ = ["cord", "labeling", "trainer", "world"]
+__all__ = ["cord", "trainer", "world"]
 
 UPDATES = 4
 

@@ -4,7 +4,6 @@
 """
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -32,6 +31,7 @@ from andon.corpus.records import CandidateRecord
 from andon.modeling.versions import ModelVersion
 from scripts.draw_dashboards import draw
 from tests import monitoring
+from tests.ports import free_port
 from tests.prometheus import Prometheus
 from tests.site import Person
 
@@ -64,13 +64,6 @@ class WithWitness(DemoFlow):
         run = self.trainer.start_run("reward_model", config)
         for _ in self.trainer.watch_run(run.run_id):
             pass
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextmanager

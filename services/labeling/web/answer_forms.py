@@ -28,7 +28,7 @@ from services.labeling.answers import (
     Telemetry,
     decision_from_preference,
 )
-from services.labeling.demonstration_store import MAX_DEMONSTRATION_CHARS
+from services.labeling.demonstration_store import MAX_DEMONSTRATION_CHARS, DemonstrationDraft
 from services.labeling.errors import InvalidFieldError
 from services.labeling.limits import MAX_NOTE_CHARS
 from services.labeling.projects import ProjectSettings
@@ -225,6 +225,17 @@ def answer_of(fields: AnswerFields, *, lease_id: str, readings: tuple[str, ...] 
         decision=decision,
         preference=fields.preference if is_pair else None,
         ratings=ratings if any(rating != Rating() for rating in ratings) else (),
+        note=fields.note,
+        answer_duration_us=duration_us_of(fields.measures),
+        telemetry=telemetry_of(fields.measures),
+    )
+
+
+def demonstration_of(fields: AnswerFields, *, lease_id: str) -> DemonstrationDraft:
+    """The text that a complete form makes."""
+    return DemonstrationDraft(
+        lease_id=lease_id,
+        text=fields.text or "",
         note=fields.note,
         answer_duration_us=duration_us_of(fields.measures),
         telemetry=telemetry_of(fields.measures),

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from services.labeling.accounts import Role
 from services.labeling.answers import Choice, check_answer
-from services.labeling.demonstration_store import DemonstrationDraft, check_demonstration
+from services.labeling.demonstration_store import check_demonstration
 from services.labeling.errors import (
     InvalidFieldError,
     LeaseAlreadyAnsweredError,
@@ -26,13 +26,12 @@ from services.labeling.tasks import ONBOARDING_PURPOSES, TaskKind
 from services.labeling.web.answer_forms import (
     AnswerFields,
     answer_of,
-    duration_us_of,
+    demonstration_of,
     fields_to_json,
     missing_in_comparison,
     missing_in_text,
     missing_readings,
     read_fields,
-    telemetry_of,
     words_of_answer,
 )
 from services.labeling.web.call import Call
@@ -274,13 +273,7 @@ async def _record_text(
     problems = missing_in_text(fields, original=original)
     if problems:
         return problems
-    draft = DemonstrationDraft(
-        lease_id=item.lease_id,
-        text=fields.text or "",
-        note=fields.note,
-        answer_duration_us=duration_us_of(fields.measures),
-        telemetry=telemetry_of(fields.measures),
-    )
+    draft = demonstration_of(fields, lease_id=item.lease_id)
     check_demonstration(draft)
     await call.write(lambda: desk.record_text(item, draft, nonce=nonce))
     return {}

@@ -2,7 +2,7 @@
 
 The same clients, services and composition function: a sign that is wrong anywhere between a labeler's choice
 and a token's reward shows here before a single weight has moved. Each function takes answers that were
-gathered in ``services.trainer.stages.ppo_guards`` and gives a finding.
+gathered in ``services.trainer.stages.ppo_preflight`` and gives a finding.
 """
 
 from __future__ import annotations

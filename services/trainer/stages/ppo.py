@@ -48,6 +48,7 @@ from services.trainer.stages.ppo_config import AdaptiveKlConfig, PpoConfig, make
 from services.trainer.stages.ppo_experience import ExperienceMaker
 from services.trainer.stages.ppo_guards import PpoGuards
 from services.trainer.stages.ppo_opinions import SecondOpinions, load_witness
+from services.trainer.stages.ppo_preflight import PpoPreflight
 from services.trainer.stages.ppo_versions import PolicyVersions
 from services.trainer.weight_publisher import WeightPublisher
 
@@ -227,7 +228,7 @@ class PpoStage:
             witness=self._load_witness(),
             seed=config.seed,
         )
-        self._guards = PpoGuards(
+        preflight = PpoPreflight(
             config.guards,
             context,
             codec=self._codec,
@@ -237,6 +238,18 @@ class PpoStage:
             scorers=self._scorers,
             peers=self._peers,
             reward_settings=self._reward_settings,
+            temperature=config.temperature,
+            token_budget=config.token_budget,
+        )
+        self._guards = PpoGuards(
+            config.guards,
+            context,
+            codec=self._codec,
+            prompts=self._prompts,
+            policy=self._actor_critic.policy,
+            scorers=self._scorers,
+            peers=self._peers,
+            preflight=preflight,
             opinions=self._opinions,
             temperature=config.temperature,
             token_budget=config.token_budget,

@@ -9,7 +9,6 @@ model whose head is replaced by a scalar one, learns from each decision with the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal, Self
 
 import torch
@@ -45,6 +44,7 @@ from services.trainer.stages.comparisons import (
 )
 from services.trainer.stages.context import StageContext
 from services.trainer.stages.documents import document_use, encode_documents
+from services.trainer.stages.exchanged_words import ExchangedWords, WordExchange
 from services.trainer.stages.normalization_basis import (
     NormalizationBasis,
     basis_of_references,
@@ -56,7 +56,7 @@ from services.trainer.stages.publication import publish, published_earlier
 from services.trainer.stages.random_state import seed_everything
 from services.trainer.stages.reward_accuracy import labeler_agreement
 from services.trainer.stages.summary_detection import SummaryDetection, SummaryDetectionConfig
-from services.trainer.stages.token_detection import TokenDetection, TokenDetectionConfig, WordExchange
+from services.trainer.stages.token_detection import TokenDetection, TokenDetectionConfig
 from services.trainer.stages.training_loop import TrainingLoop
 
 
@@ -119,24 +119,6 @@ class RewardModelConfig(OptimizationConfig):
         if self.normalization is not None:
             return self.normalization
         return "none" if self.references is None else "reference_zero"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _ExchangedWords:
-    """Documents with summaries, and how words of these are exchanged."""
-
-    examples: list[PromptGroup]  # one summary each, without its end-of-sequence token
-    exchange: WordExchange
-
-    def order(self, config: TokenDetectionConfig | SummaryDetectionConfig, *, seed: int) -> BatchOrder:
-        """The documents of a phase's updates."""
-        return BatchOrder(
-            [1] * len(self.examples),
-            budget=config.batch_documents,
-            seed=seed,
-            steps=config.steps,
-            epochs=None,
-        )
 
 
 class RewardModelStage:
@@ -303,7 +285,7 @@ class RewardModelStage:
 
     def _exchanged_words(
         self, config: TokenDetectionConfig, documents: Sequence[DocumentRecord], codec: TextCodec
-    ) -> _ExchangedWords:
+    ) -> ExchangedWords:
         """What both phases before the comparisons learn from."""
         field = "token_detection.data"
         encoded = encode_documents(
@@ -329,12 +311,12 @@ class RewardModelStage:
                 field=field,
                 problem=f"no place in the summaries has {config.min_alternatives} different words",
             )
-        return _ExchangedWords(examples=examples, exchange=exchange)
+        return ExchangedWords(examples=examples, exchange=exchange)
 
     def _token_detection(
         self,
         config: TokenDetectionConfig,
-        words: _ExchangedWords,
+        words: ExchangedWords,
         scorer: PreTrainedModel,
         *,
         identity: Mapping[str, str],
@@ -345,11 +327,12 @@ class RewardModelStage:
             context=self._context,
             config=config,
             model=scorer,
-            order=words.order(config, seed=self._config.seed),
+            order=words.order(
+                batch_documents=config.batch_documents, steps=config.steps, seed=self._config.seed
+            ),
             workload=TokenDetection(
                 scorer,
-                words.examples,
-                words.exchange,
+                words,
                 variants=config.variants,
                 token_budget=self._config.token_budget,
                 device=self._context.device,
@@ -363,7 +346,7 @@ class RewardModelStage:
     def _summary_detection(
         self,
         config: SummaryDetectionConfig,
-        words: _ExchangedWords,
+        words: ExchangedWords,
         scorer: PreTrainedModel,
         codec: TextCodec,
         *,
@@ -377,11 +360,14 @@ class RewardModelStage:
                 context=self._context,
                 config=config,
                 model=scorer,
-                order=words.order(config, seed=self._config.seed + 1),  # other documents first
+                order=words.order(
+                    batch_documents=config.batch_documents,
+                    steps=config.steps,
+                    seed=self._config.seed + 1,  # other documents first
+                ),
                 workload=SummaryDetection(
                     scorer,
-                    words.examples,
-                    words.exchange.with_share(config.replaced_share),
+                    words.with_share(config.replaced_share),
                     variants=config.variants,
                     end_token=codec.eos_token_id,
                     token_budget=self._config.token_budget,

@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 from andon.modeling.forward import final_scores
 from andon.modeling.sequences import PromptGroup, pack, plan_batches
 from services.trainer.reward_losses import Decision, decision_loss
+from services.trainer.stages.exchanged_words import Corrupted, ExchangedWords
 from services.trainer.stages.optimization import OptimizationConfig
-from services.trainer.stages.token_detection import Corrupted, WordExchange, exchange_source
 from services.trainer.stages.training_loop import BatchReport
 
 
@@ -41,18 +41,15 @@ class SummaryDetection:
     def __init__(
         self,
         scorer: PreTrainedModel,
-        examples: Sequence[PromptGroup],
-        exchange: WordExchange,
+        words: ExchangedWords,
         *,
         variants: int,
         end_token: int,
         token_budget: int,
         device: str,
     ) -> None:
-        """``examples``: documents, each with one summary without its end-of-sequence token."""
         self._scorer = scorer.eval()
-        self._examples = examples
-        self._exchange = exchange
+        self._words = words
         self._variants = variants
         self._end_token = end_token
         self._token_budget = token_budget
@@ -60,14 +57,11 @@ class SummaryDetection:
 
     def accumulate(self, items: list[int]) -> BatchReport:
         """Gradients of the mean pair loss over these examples; one whose copies are all alike has none."""
-        source = exchange_source()
         groups: list[PromptGroup] = []
         decisions: list[Decision] = []
-        for item in items:
-            example = self._examples[item]
-            summary = example.responses[0]
-            copies = [self._exchange.corrupt(summary, source) for _ in range(self._variants)]
-            texts = [summary, *(copy.token_ids for copy in copies)]
+        for item, copies in zip(items, self._words.copies(items, variants=self._variants), strict=True):
+            example = self._words.examples[item]
+            texts = [example.responses[0], *(copy.token_ids for copy in copies)]
             groups.append(PromptGroup(example.prompt, [[*text, self._end_token] for text in texts]))
             decisions.append(fewest_exchanges_first(copies))
         num_informative = sum(len(decision.tiers) > 1 for decision in decisions)

@@ -4,20 +4,13 @@ Comparisons alone teach a small reward model length, omissions and form, but har
 among twenty moves one noisy label. So, optionally, the stage first trains the scalar head at every token of
 summaries in which some words were exchanged: is this word the writer's own? That is replaced-token detection
 (Clark et al. 2020) in the place of preference-model pretraining (Askell et al. 2021). It needs documents with
-summaries and no labels. The phase ends before the first comparison; nothing of it is served.
+summaries and no labels; ``exchanged_words`` decides which words. The phase ends before the first comparison;
+nothing of it is served.
 
 Called by ``reward_model``; the updates are those of ``training_loop``.
 """
 
 from __future__ import annotations
-
-import copy
-import random
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import Self
 
 import torch
 from pydantic import Field
@@ -27,6 +20,7 @@ from transformers import PreTrainedModel
 
 from andon.modeling.forward import token_scores
 from andon.modeling.sequences import PromptGroup, pack, plan_batches
+from services.trainer.stages.exchanged_words import ExchangedWords
 from services.trainer.stages.optimization import OptimizationConfig
 from services.trainer.stages.training_loop import BatchReport
 
@@ -48,111 +42,29 @@ class TokenDetectionConfig(OptimizationConfig):
     min_alternatives: int = Field(default=8, ge=2)  # different words seen in a place, for it to count
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Corrupted:
-    """A summary with some words exchanged."""
-
-    token_ids: list[int]
-    is_place: list[bool]  # where a word could have been exchanged; the loss is on these
-    is_original: list[bool]
-
-
-Context = tuple[int | None, int | None]  # the two tokens before a place; None before the first
-
-
-class WordExchange:
-    """Exchanges a word for another that was seen behind the same two words in some summary.
-
-    Only places with many alternatives count: names, things, times and numbers stand there, while grammar
-    mostly leaves one choice. No list of words, no grammar and no label is needed.
-    """
-
-    def __init__(
-        self, summaries: Sequence[Sequence[int]], *, min_alternatives: int, replaced_share: float
-    ) -> None:
-        """``summaries`` as token ids without the end-of-sequence token."""
-        followers: dict[Context, set[int]] = defaultdict(set)
-        for summary in summaries:
-            for context, token in zip(_contexts(summary), summary, strict=True):
-                followers[context].add(token)
-        self._alternatives = {
-            context: sorted(tokens)
-            for context, tokens in followers.items()
-            if len(tokens) >= min_alternatives
-        }
-        self._replaced_share = replaced_share
-
-    @property
-    def num_contexts(self) -> int:
-        """Pairs of words behind which exchanges happen."""
-        return len(self._alternatives)
-
-    def with_share(self, replaced_share: float) -> Self:
-        """The same exchange of another share of the places."""
-        other = copy.copy(self)
-        other._replaced_share = replaced_share
-        return other
-
-    def corrupt(self, summary: Sequence[int], source: random.Random) -> Corrupted:
-        """A copy with each place's word exchanged with the configured probability."""
-        token_ids = list(summary)
-        is_place = [False] * len(token_ids)
-        is_original = [True] * len(token_ids)
-        # What stood before in the original decides, so that one exchange does not displace the next.
-        for index, (context, token) in enumerate(zip(_contexts(summary), summary, strict=True)):
-            alternatives = self._alternatives.get(context)
-            if alternatives is None:
-                continue
-            is_place[index] = True
-            if source.random() < self._replaced_share:
-                token_ids[index] = source.choice(alternatives)
-                is_original[index] = token_ids[index] == token
-        return Corrupted(token_ids=token_ids, is_place=is_place, is_original=is_original)
-
-
-def _contexts(summary: Sequence[int]) -> list[Context]:
-    padded = [None, None, *summary]
-    return list(pairwise(padded))[: len(summary)]
-
-
-def exchange_source() -> random.Random:
-    """What one update's exchanges are drawn from.
-
-    torch's generator is part of every checkpoint, so a resumed run exchanges the same words.
-    """
-    return random.Random(int(torch.randint(2**62, ()).item()))
-
-
 class TokenDetection:
     """Teaches the head to score a summary's own words above exchanged ones, token by token."""
 
     def __init__(
         self,
         scorer: PreTrainedModel,
-        examples: Sequence[PromptGroup],
-        exchange: WordExchange,
+        words: ExchangedWords,
         *,
         variants: int,
         token_budget: int,
         device: str,
     ) -> None:
-        """``examples``: documents, each with one summary without its end-of-sequence token."""
         self._scorer = scorer.eval()
-        self._examples = examples
-        self._exchange = exchange
+        self._words = words
         self._variants = variants
         self._token_budget = token_budget
         self._device = device
 
     def accumulate(self, items: list[int]) -> BatchReport:
         """Gradients of the mean binary cross-entropy over all places of these examples' variants."""
-        source = exchange_source()
-        variants = [
-            [self._exchange.corrupt(self._examples[item].responses[0], source) for _ in range(self._variants)]
-            for item in items
-        ]
+        variants = self._words.copies(items, variants=self._variants)
         groups = [
-            PromptGroup(self._examples[item].prompt, [variant.token_ids for variant in row])
+            PromptGroup(self._words.examples[item].prompt, [variant.token_ids for variant in row])
             for item, row in zip(items, variants, strict=True)
         ]
         num_places = sum(sum(variant.is_place) for row in variants for variant in row)

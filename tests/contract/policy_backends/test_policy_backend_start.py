@@ -9,7 +9,7 @@ from andon.api.common.v1 import model_pb2
 from andon.errors import AndonError
 from andon.modeling.store import ModelStore
 from tests.inference_servers import Answer, FakeTgi, Received
-from tests.policy_stand import refused, replace_answers
+from tests.policy_stand import refused, replace_answers, tokens_of
 
 # --- which model ---
 
@@ -158,4 +158,6 @@ def test_hugging_faces_offline_switch_is_about_its_own_servers(
     start, fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    start(fake("tgi")).sample([5])
+    answer = start(fake("tgi")).sample([5], temperature=0)
+    own = start(None).sample([5], temperature=0)
+    assert tokens_of(answer) == tokens_of(own)

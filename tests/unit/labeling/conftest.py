@@ -11,6 +11,7 @@ from services.labeling.assignment import LeasedTask, LeaseOrder
 from services.labeling.cord_store import CordStore
 from services.labeling.database import Database
 from services.labeling.store import LabelingStore
+from tests.labeling_stores import SiteStores
 
 
 class ManualClock:
@@ -69,3 +70,8 @@ def lease_one() -> Callable[..., LeasedTask | None]:
         return leased[0] if leased else None
 
     return lease
+
+
+@pytest.fixture
+def site(open_store: Callable[..., OpenStore]) -> SiteStores:
+    return SiteStores(open_store())

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 
 from services.trainer.errors import InvalidConfigError
 from services.trainer.stages.context import RunInterrupted
+from services.trainer.stages.exchanged_words import Corrupted, WordExchange
 from services.trainer.stages.reward_model import RewardModelConfig, RewardModelStage
 from services.trainer.stages.sft import SftConfig, SftStage
 from services.trainer.stages.summary_detection import fewest_exchanges_first
-from services.trainer.stages.token_detection import Corrupted, WordExchange
 
 from .conftest import TINY_GPT2, FakeContext, write_rows
 

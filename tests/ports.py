@@ -1,0 +1,11 @@
+"""Ports of loopback for programs that cannot choose one themselves."""
+
+import socket
+
+
+def free_port() -> int:
+    """A port of loopback where nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
