@@ -41,14 +41,16 @@ def make_codec() -> TextCodec:
     return word_level_codec([f"w{index}" for index in range(60)], max_document_tokens=20)
 
 
-def make_store(folder: Path, codec: TextCodec, architectures: Sequence[Mapping[str, Any]]) -> ModelStore:
+def make_store(
+    folder: Path, codec: TextCodec, architectures: Sequence[Mapping[str, Any]], *, family: str = "policy"
+) -> ModelStore:
     """A store with policy/1, policy/2 and so on, of these architectures and different weights."""
     torch.set_num_threads(1)
     models = ModelStore(folder)
     for seed, architecture in enumerate(architectures, 1):
         model = new_causal_lm(architecture, codec, seed=seed)
         models.publish(
-            "policy",
+            family,
             lambda folder, model=model: save_model(model, codec, folder),
             manifest=ManifestDraft(kind="causal_lm"),
         )

@@ -4,16 +4,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
-import torch
 from prometheus_client import CollectorRegistry
 
-from andon.modeling.loading import new_causal_lm, save_model
-from andon.modeling.manifest import ManifestDraft
 from andon.modeling.store import ModelStore
 from andon.modeling.text import TextCodec, word_level_codec
 from services.policy.config import PolicyConfig
 from services.policy.service import PolicyService
 from services.trainer import peers
+from tests.policy_stand import make_store
 from tests.weight_sending import ARCHITECTURE, INITIAL, Replica, RoadTo
 
 
@@ -24,16 +22,7 @@ def codec() -> TextCodec:
 
 @pytest.fixture(scope="module")
 def store(codec: TextCodec, tmp_path_factory: pytest.TempPathFactory) -> ModelStore:
-    torch.set_num_threads(1)
-    models = ModelStore(tmp_path_factory.mktemp("store"))
-    for seed in (1, 2):
-        model = new_causal_lm(ARCHITECTURE, codec, seed=seed)
-        models.publish(
-            "sft",
-            lambda folder, model=model: save_model(model, codec, folder),
-            manifest=ManifestDraft(kind="causal_lm"),
-        )
-    return models
+    return make_store(tmp_path_factory.mktemp("store"), codec, [ARCHITECTURE] * 2, family="sft")
 
 
 @pytest.fixture(autouse=True)
