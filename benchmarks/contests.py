@@ -257,7 +257,7 @@ _TINY: Sequence[Contest] = (
     ),
 )
 
-# The same at the size of GPT-2, as far as it takes minutes and not hours.
+# The same at the size of GPT-2; training in smaller batches, so that it takes minutes and not hours.
 _SMALL: Sequence[Contest] = (
     Contest(
         theirs=(
@@ -269,43 +269,43 @@ _SMALL: Sequence[Contest] = (
         shape="small",
     ),
     Contest(
-        theirs=(f"{_HF}.hf_scoring", "--model", "small", "--documents", "32"),
+        theirs=(f"{_HF}.hf_scoring", "--model", "small"),
         peers=_scoring(padded=4.0, by_length=2.7),
         ours={
             "reward scores, 1 summary per document": (
-                *("benchmarks.scoring", "--shape", "small", "--documents", "32", "--repetitions", "1"),
+                *("benchmarks.scoring", "--shape", "small", "--repetitions", "1"),
             ),
         },
         shape="small",
     ),
     Contest(
-        theirs=(f"{_HF}.hf_scoring", "--model", "small", "--documents", "8", "--summaries", "4"),
+        theirs=(f"{_HF}.hf_scoring", "--model", "small", "--documents", "32", "--summaries", "4"),
         peers=_scoring(padded=8.0, by_length=5.0),
         ours={
             "reward scores, 4 summaries per document": (
-                *("benchmarks.scoring", "--shape", "small", "--documents", "8", "--summaries", "4"),
+                *("benchmarks.scoring", "--shape", "small", "--documents", "32", "--summaries", "4"),
                 *("--repetitions", "1"),
             ),
         },
         shape="small",
     ),
     Contest(
-        theirs=(f"{_HF}.hf_scoring", "--model", "small", "--documents", "4", "--summaries", "9"),
+        theirs=(f"{_HF}.hf_scoring", "--model", "small", "--documents", "16", "--summaries", "9"),
         peers=_scoring(padded=12.0, by_length=8.0),
         ours={
             "reward scores, 9 summaries per document": (
-                *("benchmarks.scoring", "--shape", "small", "--documents", "4", "--summaries", "9"),
+                *("benchmarks.scoring", "--shape", "small", "--documents", "16", "--summaries", "9"),
                 *("--repetitions", "1"),
             ),
         },
         shape="small",
     ),
     Contest(
-        theirs=(f"{_HF}.hf_scoring", "--model", "small", "--part", "logprob", "--documents", "16"),
+        theirs=(f"{_HF}.hf_scoring", "--model", "small", "--part", "logprob"),
         peers=_logprobs(4.0),
         ours={
             "log-probabilities of responses": (
-                *("benchmarks.scoring", "--shape", "small", "--part", "logprob", "--documents", "16"),
+                *("benchmarks.scoring", "--shape", "small", "--part", "logprob"),
                 *("--repetitions", "1"),
             ),
         },
@@ -339,21 +339,19 @@ _SMALL: Sequence[Contest] = (
         shape="small",
     ),
     Contest(
-        theirs=(f"{_HF}.hf_sampling", "--model", "small", "--prompts", "8", "--samples", "1"),
+        theirs=(f"{_HF}.hf_sampling", "--model", "small", "--prompts", "32", "--samples", "1"),
         peers=_sampling(2.0),
         ours={
-            "sampling, 8 prompts": (
-                *("benchmarks.sampling", "--shape", "small", "--prompts", "8", "--repetitions", "1"),
-            ),
+            "sampling, 32 prompts": (*("benchmarks.sampling", "--shape", "small", "--repetitions", "1"),),
         },
         shape="small",
     ),
     Contest(
-        theirs=(f"{_HF}.hf_sampling", "--model", "small", "--prompts", "2", "--samples", "4"),
+        theirs=(f"{_HF}.hf_sampling", "--model", "small", "--prompts", "8", "--samples", "4"),
         peers=_sampling(3.0),
         ours={
-            "sampling, 2 prompts x 4 samples": (
-                *("benchmarks.sampling", "--shape", "small", "--prompts", "2", "--samples", "4"),
+            "sampling, 8 prompts x 4 samples": (
+                *("benchmarks.sampling", "--shape", "small", "--prompts", "8", "--samples", "4"),
                 *("--repetitions", "1"),
             ),
         },

@@ -360,12 +360,18 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def among_others(rows: Sequence[Row]) -> list[Row]:
-    """These rows in the place of the same ones in ``results/latest.json``, with all others as they stand
-    there; new ones at the end.
+    """These rows in the place of the same ones in ``results/latest.json``, with the others as they stand
+    there, in the order of the contests; what is compared no longer is dropped.
     """
     others = [Row(**row) for row in json.loads(LATEST.read_text())["rows"]] if LATEST.is_file() else []
     by_name = {(row.work, row.shape, row.peer): row for row in (*others, *rows)}
-    return list(by_name.values())
+    names = [
+        (work, contest.shape, peer.name)
+        for contest in CONTESTS
+        for work in contest.ours
+        for peer in contest.peers
+    ]
+    return [by_name[name] for name in names if name in by_name]
 
 
 def write(

@@ -236,10 +236,14 @@ def test_a_part_that_was_run_again_stands_among_the_others(
             times_limit=None,
         )
 
+    peers = [faster("p", lambda facts: 1.0, None)]
+    compared = [Contest(theirs=("peer.py",), peers=peers, ours={work: ()}) for work in ("c", "a", "b")]
+    monkeypatch.setattr(run, "CONTESTS", compared)
     monkeypatch.setattr(run, "LATEST", tmp_path / "latest.json")
     assert run.among_others([row("a", 1.0)]) == [row("a", 1.0)]
-    run.write([row("a", 1.0), row("b", 2.0)], rounds={"tiny": 1}, load=0.0, seconds={})
-    assert run.among_others([row("b", 3.0), row("c", 4.0)]) == [row("a", 1.0), row("b", 3.0), row("c", 4.0)]
+    former = [row("a", 1.0), row("b", 2.0), row("compared no longer", 5.0)]
+    run.write(former, rounds={"tiny": 1}, load=0.0, seconds={})
+    assert run.among_others([row("b", 3.0), row("c", 4.0)]) == [row("c", 4.0), row("a", 1.0), row("b", 3.0)]
 
 
 @pytest.mark.parametrize("python", [None, "/nowhere/bin/python"])
