@@ -1,9 +1,11 @@
 """Defects planted into a real PPO run over gRPC: who sees them, what stops, and how it goes on."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import httpx
 import pytest
 import torch
 
@@ -52,6 +54,15 @@ def wait_for_state(client: TrainerClient, run: Run, state: RunState) -> Run:
     return client.get(run.run_id)
 
 
+def wait_for_metric(world: World, line: str) -> None:
+    """Waits until the first sampler's metrics have this line."""
+    deadline_s = time.monotonic() + TIMEOUT_S
+    address = f"http://127.0.0.1:{world.policies[0].metrics_port}/metrics"
+    while line not in httpx.get(address, trust_env=False).text.splitlines():
+        assert time.monotonic() < deadline_s, line
+        time.sleep(0.05)
+
+
 def flipped_rewards(*arguments: Any, **options: Any) -> torch.Tensor:
     return -compose_rewards(*arguments, **options)
 
@@ -98,6 +109,7 @@ def test_weights_of_an_update_that_a_guard_does_not_trust_reach_no_sampler_and_t
     with PolicyClient(world.policies[0].target) as policy:
         assert policy.model_info().model.version == 2  # of update 2, the last that was trusted
         assert world.store.resolve("policy/2").version == policy.model_info().model
+    wait_for_metric(world, 'andon_policy_weight_updates_total{result="withdrawn"} 1.0')  # it was offered them
 
     monkeypatch.undo()
     trainer.resume(run.run_id)  # overruled
