@@ -29,10 +29,10 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
-from transformers.activations import NewGELUActivation
 from transformers.utils import logging as hf_logging
 
 from andon.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from andon.modeling.activations import use_fast_activations
 from andon.modeling.architecture_check import check_architecture, note_plain_head
 from andon.modeling.attention import ATTENTION_NAME
 from andon.modeling.errors import UnsupportedArchitectureError
@@ -336,20 +336,13 @@ def _drawn_from(seed: int) -> Iterator[None]:
 
 
 def _prepare(model: PreTrainedModel, device: torch.device | str) -> PreTrainedModel:
-    _fuse_activations(model)
+    model.eval()
     use_fast_products(model)
+    use_fast_activations(model)
     compute_what_is_read(_layers(model)[-1])
     check_architecture(model)
     note_plain_head(model)
-    return model.to(device).eval()
-
-
-def _fuse_activations(model: nn.Module) -> None:
-    """Put torch's one-pass kernel where Hugging Face spells GPT-2's activation out in seven passes."""
-    for parent in list(model.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, NewGELUActivation):
-                setattr(parent, name, nn.GELU(approximate="tanh"))
+    return model.to(device)
 
 
 def _layers(model: PreTrainedModel) -> nn.ModuleList:
