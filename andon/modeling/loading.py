@@ -37,7 +37,7 @@ from andon.modeling.architecture_check import check_architecture, note_plain_hea
 from andon.modeling.attention import ATTENTION_NAME
 from andon.modeling.errors import UnsupportedArchitectureError
 from andon.modeling.last_layer import compute_what_is_read
-from andon.modeling.linear import use_fast_products
+from andon.modeling.linear import order_weights, use_fast_products
 from andon.modeling.normalization import CONFIG_KEY, NO_NORMALIZATION, Normalization
 from andon.modeling.store import WEIGHTS_NAME
 from andon.modeling.text import TextCodec
@@ -96,6 +96,16 @@ def load_scorer(
             model=source,
         )
     return _prepare(model, device)
+
+
+def freeze(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model, for one who only passes through it: no gradients, and weights laid out for speed.
+
+    Others may not share its weights, nor write to them.
+    """
+    order_weights(model)
+    frozen: PreTrainedModel = model.requires_grad_(False)
+    return frozen
 
 
 def new_causal_lm(architecture: Mapping[str, Any], codec: TextCodec, seed: int) -> PreTrainedModel:
