@@ -8,6 +8,7 @@ an activation and nowhere else. ``loading`` calls ``use_fast_activations`` on ev
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -35,13 +36,17 @@ def use_fast_activations(model: nn.Module) -> None:
         for name, child in parent.named_children():
             if type(child) in _IN_ONE_PASS:
                 setattr(parent, name, _IN_ONE_PASS[type(child)]())
+    uses = Counter(module for _, module in model.named_modules(remove_duplicate=False))
     for parent in list(model.modules()):
-        _join_with_product(parent)
+        _join_with_product(parent, uses)
 
 
-def _join_with_product(parent: nn.Module) -> None:
-    """Give the only activation of ``parent`` to the layer before it, if a trial shows that there is one."""
-    children = dict(parent.named_children())
+def _join_with_product(parent: nn.Module, uses: Mapping[nn.Module, int]) -> None:
+    """Give the only activation of ``parent`` to the layer before it, if a trial shows that there is one.
+
+    Neither may have another name or another place in the model: ``uses`` counts them.
+    """
+    children = {name: child for name, child in parent.named_children() if uses[child] == 1}
     known = {name: found for name, child in children.items() if (found := _known(child)) is not None}
     if len(known) != 1 or any(True for child in children.values() for _ in child.children()):
         return

@@ -126,6 +126,16 @@ class ActivatedTwice(Mlp):
         return activated
 
 
+class UnderTwoNames(Mlp):
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__(activation)
+        self.other = activation
+
+    def between(self, wide: Tensor) -> Tensor:
+        activated: Tensor = self.other(wide)
+        return activated
+
+
 class WithMore(Mlp):
     def forward(self, hidden: Tensor, residual: Tensor | None = None) -> Tensor:
         if residual is None:
@@ -135,7 +145,7 @@ class WithMore(Mlp):
 
 @needs_operator
 @pytest.mark.usefixtures("_by_onednn")
-@pytest.mark.parametrize("kind", [ReadTwice, NotDirect, ActivatedTwice, WithMore])
+@pytest.mark.parametrize("kind", [ReadTwice, NotDirect, ActivatedTwice, UnderTwoNames, WithMore])
 @pytest.mark.parametrize("scale", [0.0, 1.0])
 def test_what_is_not_a_layer_with_its_activation_stays(kind: type[Mlp], scale: float) -> None:
     """Not even where weights of zero hide that the layer's output is read twice."""
@@ -149,6 +159,14 @@ def test_what_is_not_a_layer_with_its_activation_stays(kind: type[Mlp], scale: f
     assert type(mlp.act) is nn.GELU
     with torch.inference_mode():
         torch.testing.assert_close(mlp(*arguments), expected)
+
+
+@needs_operator
+@pytest.mark.usefixtures("_by_onednn")
+def test_a_layer_that_others_call_too_stays() -> None:
+    first, second = Mlp(nn.GELU()), nn.Sequential(nn.Linear(8, 8))
+    second.append(first.c_fc)
+    assert active_layers(prepared(nn.ModuleList([first, second]))) == []
 
 
 class UpFirst(nn.Module):
