@@ -1,12 +1,12 @@
 """Attention over a packed row of trees on the CPU, in two steps that are joined.
 
 A token attends to its own part of its tree, and a response's token to the prompt that it continues. A prompt
-over itself and a response over itself are plain causal sequences, which are brought into padded groups of
-similar length. All responses of a tree attend to their prompt in one rectangle without a mask, in which
-nothing is computed in vain. Their two softmaxes become one by log-sum-exps, and the backward pass of each
-step needs no more than the joined output and log-sum-exp. The literature calls this cascade or shared-prefix
-attention. ``tree_layout`` uses it where ``can_attend`` says so; index tensors are made once per row, not per
-layer.
+over itself and a response over itself are plain causal sequences: long ones, and equally long neighbours, are
+attended where they stand; short ones are brought into padded groups of similar length. All responses of a
+tree attend to their prompt in one rectangle without a mask, in which nothing is computed in vain. Their two
+softmaxes become one by log-sum-exps, and the backward pass of each step needs no more than the joined output
+and log-sum-exp. The literature calls this cascade or shared-prefix attention. ``tree_layout`` uses it where
+``can_attend`` says so; index tensors are made once per row, not per layer.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from andon.modeling.trees import Tree
 # differ by so few tokens that padding is less work than another call.
 _GROUP_RATIO = 0.85
 _GROUP_SLACK_TOKENS = 8
+# Tokens from which on a kernel call costs less than to copy them into groups.
+_FEWEST_TOKENS_OF_A_RUN = 96
 # The position of a padded query: behind every key, so that its softmax is defined.
 _BEHIND_ALL = 1 << 30
 
@@ -51,11 +53,12 @@ class CascadeAttention:
         """read: [M] int64, ascending tokens whose attention is wanted; None: all."""
         num_tokens = sum(tree.num_tokens for tree in trees)
         segments, self._crossings = _segments_and_crossings(trees, _ranks(read, num_tokens))
-        groups = _groups(segments)
+        runs, others = _runs(segments)
+        self._runs = [_Run.of(run, None if read is None else _mask(run, read)) for run in runs]
+        groups = _groups(others)
         self._masks = [None if read is None else _mask(group, read) for group in groups]
-        num_queries = num_tokens if read is None else len(read)
-        self._queries = _Places([[segment.queries for segment in group] for group in groups], num_queries)
-        self._keys = _Places([[segment.keys for segment in group] for group in groups], num_tokens)
+        self._queries = _Places([[segment.queries for segment in group] for group in groups])
+        self._keys = _Places([[segment.keys for segment in group] for group in groups])
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) -> Tensor:
         """query: [1, query heads, M, head size] of the tokens that are read; key, value: [1, key heads, N,
@@ -72,6 +75,15 @@ class CascadeAttention:
         """query: [M, heads, size]; key, value: [N, heads, size]. Returns the output, [M, heads, size], and
         the log-sum-exps of the scores, [M, heads].
         """
+        output, logsumexp = dense_attention.empty_result(query)
+        for run in self._runs:
+            dense_attention.forward_into(
+                *(run.of_queries(rows) for rows in (output, logsumexp, query)),
+                *(run.of_keys(rows) for rows in (key, value)),
+                scaling=scaling,
+                is_causal=run.mask is None,
+                mask=run.mask,
+            )
         own = [
             dense_attention.forward(q, k, v, scaling=scaling, is_causal=mask is None, mask=mask)
             for q, k, v, mask in zip(
@@ -82,8 +94,8 @@ class CascadeAttention:
                 strict=True,
             )
         ]
-        output = self._queries.back([part for part, _ in own])
-        logsumexp = self._queries.back([part for _, part in own])
+        self._queries.back([part for part, _ in own], output)
+        self._queries.back([part for _, part in own], logsumexp)
         for crossing in self._crossings:
             asked, seen = _slice(crossing.queries), _slice(crossing.keys)
             crossed, crossed_logsumexp = (
@@ -93,7 +105,7 @@ class CascadeAttention:
                 )
             )
             share = torch.sigmoid(crossed_logsumexp - logsumexp[asked])[..., None]
-            output[asked] = output[asked].lerp(crossed, share.to(output.dtype))
+            output[asked].lerp_(crossed, share.to(output.dtype))
             logsumexp[asked] = torch.logaddexp(logsumexp[asked], crossed_logsumexp)
         return output, logsumexp
 
@@ -108,6 +120,21 @@ class CascadeAttention:
         scaling: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of query, key and value, from that of the output and what ``forward`` returned."""
+        of_query, of_key, of_value = (
+            torch.zeros_like(rows, memory_format=torch.contiguous_format) for rows in (query, key, value)
+        )
+        for run in self._runs:
+            of_run = dense_attention.backward(
+                *(run.of_queries(rows) for rows in (gradient, query)),
+                *(run.of_keys(rows) for rows in (key, value)),
+                *(run.of_queries(rows) for rows in (output, logsumexp)),
+                scaling=scaling,
+                is_causal=run.mask is None,
+                mask=run.mask,
+            )
+            run.of_queries(of_query).copy_(of_run[0])
+            run.of_keys(of_key).copy_(of_run[1])
+            run.of_keys(of_value).copy_(of_run[2])
         own = [
             dense_attention.backward(*rows, scaling=scaling, is_causal=mask is None, mask=mask)
             for *rows, mask in zip(
@@ -121,9 +148,9 @@ class CascadeAttention:
                 strict=True,
             )
         ]
-        of_query = self._queries.back([part for part, _, _ in own])
-        of_key = self._keys.back([part for _, part, _ in own])
-        of_value = self._keys.back([part for _, _, part in own])
+        self._queries.back([part for part, _, _ in own], of_query)
+        self._keys.back([part for _, part, _ in own], of_key)
+        self._keys.back([part for _, _, part in own], of_value)
         for crossing in self._crossings:
             asked, seen = _slice(crossing.queries), _slice(crossing.keys)
             crossed = dense_attention.backward(
@@ -159,13 +186,43 @@ class _Attend(torch.autograd.Function):
         return *ctx.cascade.backward(gradient, *ctx.saved_tensors, ctx.scaling), None, None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """Equally long segments one behind the other: they are attended where they stand."""
+
+    queries: slice
+    keys: slice
+    length: int  # how many segments
+    mask: Tensor | None  # [segments, 1, queries, keys], or None: causal
+
+    @classmethod
+    def of(cls, segments: Sequence[_Part], mask: Tensor | None) -> _Run:
+        first, last = segments[0], segments[-1]
+        return cls(
+            queries=slice(first.queries.start, last.queries.stop),
+            keys=slice(first.keys.start, last.keys.stop),
+            length=len(segments),
+            mask=mask,
+        )
+
+    def of_queries(self, rows: Tensor) -> Tensor:
+        """[rows, ...] to a view, [segments, width, ...]."""
+        part = rows[self.queries]
+        return part.view(self.length, len(part) // self.length, *part.shape[1:])
+
+    def of_keys(self, rows: Tensor) -> Tensor:
+        """[rows, ...] to a view, [segments, width, ...]."""
+        part = rows[self.keys]
+        return part.view(self.length, len(part) // self.length, *part.shape[1:])
+
+
 class _Places:
     """Where rows stand in padded groups; a row stands in one place or in none.
 
     A group is a list of ranges of rows, each of which begins a slot as long as the group's longest range.
     """
 
-    def __init__(self, groups: Sequence[Sequence[range]], num_rows: int) -> None:
+    def __init__(self, groups: Sequence[Sequence[range]]) -> None:
         self._shapes = [(len(group), max(len(rows) for rows in group)) for group in groups]
         rows_there: list[int] = []
         places: list[int] = []
@@ -175,36 +232,30 @@ class _Places:
                 rows_there += rows
                 places += range(begin + slot * width, begin + slot * width + len(rows))
             begin += slots * width
-        self._is_dense = begin == num_rows and rows_there == places
+        self._rows = torch.tensor(rows_there, dtype=torch.int64)
+        self._places = torch.tensor(places, dtype=torch.int64)
         self._row_of_place = torch.zeros(begin, dtype=torch.int64)  # Padding repeats row 0, a finite value.
-        self._row_of_place[places] = torch.tensor(rows_there)
-        self._place_of_row = torch.zeros(num_rows, dtype=torch.int64)
-        self._place_of_row[rows_there] = torch.tensor(places)
-        self._padding = _others(places, begin)
-        self._absent = _others(rows_there, num_rows)
+        self._row_of_place[self._places] = self._rows
+        is_padding = torch.ones(begin, dtype=torch.bool)
+        is_padding[self._places] = False
+        self._padding = is_padding.nonzero()[:, 0]
 
     def there(self, rows: Tensor, *, with_zeros: bool = False) -> list[Tensor]:
         """[rows, ...] to [slots, width, ...] of each group; padding has any finite value or zeros."""
-        placed = rows if self._is_dense else rows.index_select(0, self._row_of_place)
+        if not self._shapes:
+            return []
+        placed = rows.index_select(0, self._row_of_place)
         if with_zeros and len(self._padding):
             placed.index_fill_(0, self._padding, 0.0)
         parts = torch.split(placed, [slots * width for slots, width in self._shapes])
         return [part.view(*shape, *part.shape[1:]) for part, shape in zip(parts, self._shapes, strict=True)]
 
-    def back(self, groups: Sequence[Tensor]) -> Tensor:
-        """[slots, width, ...] of each group to [rows, ...], in memory of its own; absent rows are zero."""
-        parts = [part.flatten(0, 1) for part in groups]
-        placed = parts[0] if len(parts) == 1 else torch.cat(parts)
-        if self._is_dense:
-            return placed
-        return placed.index_select(0, self._place_of_row).index_fill_(0, self._absent, 0.0)
-
-
-def _others(numbers: Sequence[int], count: int) -> Tensor:
-    """Those of 0..count-1 that are not among ``numbers``."""
-    is_other = torch.ones(count, dtype=torch.bool)
-    is_other[numbers] = False
-    return is_other.nonzero()[:, 0]
+    def back(self, groups: Sequence[Tensor], rows: Tensor) -> None:
+        """[slots, width, ...] of each group into those of ``rows``, [rows, ...], that stand in one."""
+        if groups:
+            parts = [part.flatten(0, 1) for part in groups]
+            placed = parts[0] if len(parts) == 1 else torch.cat(parts)
+            rows.index_copy_(0, self._rows, placed.index_select(0, self._places))
 
 
 def _segments_and_crossings(trees: Sequence[Tree], ranks: Sequence[int]) -> tuple[list[_Part], list[_Part]]:
@@ -239,6 +290,26 @@ def _ranks(read: Tensor | None, num_tokens: int) -> Sequence[int]:
         return range(num_tokens + 1)
     ranks: list[int] = torch.searchsorted(read, torch.arange(num_tokens + 1)).tolist()
     return ranks
+
+
+def _runs(segments: Sequence[_Part]) -> tuple[list[list[_Part]], list[_Part]]:
+    """Equally long neighbours that have the tokens for a call of their own; and all other segments."""
+    runs: list[list[_Part]] = []
+    for segment in segments:
+        last = runs[-1][-1] if runs else None
+        if (
+            last is not None
+            and (len(last.queries), len(last.keys)) == (len(segment.queries), len(segment.keys))
+            and (last.queries.stop, last.keys.stop) == (segment.queries.start, segment.keys.start)
+        ):
+            runs[-1].append(segment)
+        else:
+            runs.append([segment])
+    are_large = [len(run) * len(run[0].keys) >= _FEWEST_TOKENS_OF_A_RUN for run in runs]
+    return (
+        [run for run, is_large in zip(runs, are_large, strict=True) if is_large],
+        [segment for run, is_large in zip(runs, are_large, strict=True) if not is_large for segment in run],
+    )
 
 
 def _groups(segments: Sequence[_Part]) -> list[list[_Part]]:

@@ -51,21 +51,41 @@ def forward(
 
     Returns the output, [batch, n, heads, size], and the log-sum-exps, [batch, n, heads].
     """
-    if is_causal:
-        blocks = [
-            forward(query[:, rows], key[:, seen], value[:, seen], scaling=scaling, mask=block_mask)
-            for rows, seen, block_mask in _causal_blocks(query)
-        ]
-        outputs, sums = zip(*blocks, strict=True)
-        return torch.cat(outputs, dim=1), torch.cat(sums, dim=1)
-    output, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query.transpose(1, 2),
-        key.transpose(1, 2),
-        value.transpose(1, 2),
-        attn_mask=None if mask is None else mask.to(query.dtype),
-        scale=scaling,
-    )
-    return output.transpose(1, 2), logsumexp.transpose(1, 2)
+    output, logsumexp = empty_result(query)
+    forward_into(output, logsumexp, query, key, value, scaling=scaling, is_causal=is_causal, mask=mask)
+    return output, logsumexp
+
+
+def empty_result(query: Tensor) -> tuple[Tensor, Tensor]:
+    """query: [..., heads, size]. Returns room for the output of these queries and their log-sum-exps."""
+    sums_type = torch.promote_types(query.dtype, torch.float32)
+    return query.new_empty(query.shape), query.new_empty(query.shape[:-1], dtype=sums_type)
+
+
+def forward_into(
+    output: Tensor,
+    logsumexp: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scaling: float,
+    is_causal: bool = False,
+    mask: Tensor | None = None,
+) -> None:
+    """The same into tensors that are there, whatever their strides."""
+    everything = slice(None)
+    blocks = _causal_blocks(query) if is_causal else [(everything, everything, mask)]
+    for rows, seen, block_mask in blocks:
+        attended, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query[:, rows].transpose(1, 2),
+            key[:, seen].transpose(1, 2),
+            value[:, seen].transpose(1, 2),
+            attn_mask=None if block_mask is None else block_mask.to(query.dtype),
+            scale=scaling,
+        )
+        output[:, rows] = attended.transpose(1, 2)
+        logsumexp[:, rows] = sums.transpose(1, 2)
 
 
 def backward(

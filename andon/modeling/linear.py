@@ -11,6 +11,7 @@ are worth their memory.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ _SCHEMA = (
 _FEWEST_ROWS = 3
 # Multiplications below which MKL has finished before oneDNN has begun: 128 rows of a layer 128 wide.
 _FEWEST_MULTIPLICATIONS = 1 << 21
+
+# Numbers of a weight from which on a product reads it faster as [out, in] than as [in, out]: 8 MiB.
+_FEWEST_TO_ORDER = 1 << 21
 
 # The two caches that a product goes through, torch's and oneDNN's own. Each has room for 1024 unless told.
 _CACHE_CAPACITIES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
@@ -63,6 +67,22 @@ def use_fast_products(model: nn.Module) -> None:
             module.__class__ = OneDnnConv1D
 
 
+def order_weights(model: nn.Module) -> None:
+    """Lay the large weights of GPT-2's linear layers out in memory as oneDNN reads them faster.
+
+    Their values and shapes stay, their strides do not. For models that learn no more: a backward pass would
+    lose what the forward pass gains. One weight exists twice at a time.
+    """
+    for module in model.modules():
+        if isinstance(module, OneDnnConv1D) and _is_worth_ordering(module.weight):
+            module.weight.data = module.weight.data.t().contiguous().t()
+
+
+def _is_worth_ordering(weight: Tensor) -> bool:
+    is_float_on_cpu = weight.dtype == torch.float32 and weight.device.type == "cpu"
+    return is_float_on_cpu and weight.numel() >= _FEWEST_TO_ORDER
+
+
 @cache
 def has_slow_default() -> bool:
     """Whether this is a processor with AVX-512 that MKL does not use, and torch has the operator."""
@@ -78,35 +98,73 @@ def has_operator() -> bool:
     return str(torch.ops.mkldnn._linear_pointwise.default._schema) == _SCHEMA
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Activation:
+    """What follows a linear layer, number by number."""
+
+    module: nn.Module  # without parameters
+    attribute: str  # the operator's name for it
+    algorithm: str  # and for the formula, where there are several
+
+    def __call__(self, output: Tensor) -> Tensor:
+        """Apply it to a product that is there already."""
+        activated: Tensor = self.module(output)
+        return activated
+
+
 class OneDnnLinear(nn.Linear):
     """A linear layer that multiplies with oneDNN in float32 on the CPU, and as ever otherwise."""
 
+    activation: Activation | None = None  # part of the layer, if ``activations`` has put it here
+
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
         """input: [..., in]. Returns [..., out]."""
-        if not _is_fit(input, self.weight):
-            return super().forward(input)
-        return linear(input, self.weight, self.bias)
+        if _is_fit(input, self.weight):
+            return linear(input, self.weight, self.bias, self.activation)
+        output = super().forward(input)
+        return output if self.activation is None else self.activation(output)
+
+    @property
+    def in_width(self) -> int:
+        """The numbers of an input."""
+        return self.weight.shape[1]
 
 
 class OneDnnConv1D(Conv1D):  # type: ignore[misc]
     """GPT-2's linear layer, whose weight is [in, out], in the same way."""
 
+    activation: Activation | None = None
+
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., in]. Returns [..., out]."""
-        if not _is_fit(x, self.weight):
-            output: Tensor = super().forward(x)
-            return output
-        return linear(x, self.weight.t(), self.bias)
+        if _is_fit(x, self.weight):
+            return linear(x, self.weight.t(), self.bias, self.activation)
+        output: Tensor = super().forward(x)
+        return output if self.activation is None else self.activation(output)
+
+    @property
+    def in_width(self) -> int:
+        """The numbers of an input."""
+        width: int = self.weight.shape[0]
+        return width
 
 
-def linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """rows @ weight.T + bias by oneDNN; gradients flow.
+def linear(rows: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation | None = None) -> Tensor:
+    """activation(rows @ weight.T + bias) by oneDNN; gradients flow.
 
     rows: [..., in]; weight: [out, in], in any memory order; bias: [out]; all float32 on the CPU.
     """
     flat = rows.reshape(-1, rows.shape[-1])
+    shape = (*rows.shape[:-1], weight.shape[0])
+    if not _wants_gradients(rows, weight, bias):
+        return _product(flat, weight, bias, activation).view(shape)
     output: Tensor = _Linear.apply(flat, weight, bias)  # type: ignore[no-untyped-call]
-    return output.view(*rows.shape[:-1], weight.shape[0])
+    output = output.view(shape)
+    return output if activation is None else activation(output)
+
+
+def _wants_gradients(*parts: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in parts)
 
 
 class _Linear(torch.autograd.Function):
@@ -136,9 +194,14 @@ def _weight_gradient(rows: Tensor, gradient: Tensor) -> Tensor:
     return _product(rows.t(), gradient.t()).t()
 
 
-def _product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def _product(
+    rows: Tensor, weight: Tensor, bias: Tensor | None = None, activation: Activation | None = None
+) -> Tensor:
     """[N, in] and [out, in] to [N, out]."""
-    output: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    attribute, algorithm = (
+        ("none", "") if activation is None else (activation.attribute, activation.algorithm)
+    )
+    output: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, attribute, [], algorithm)
     return output
 
 

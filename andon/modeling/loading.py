@@ -29,15 +29,15 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
-from transformers.activations import NewGELUActivation
 from transformers.utils import logging as hf_logging
 
 from andon.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from andon.modeling.activations import use_fast_activations
 from andon.modeling.architecture_check import check_architecture, note_plain_head
 from andon.modeling.attention import ATTENTION_NAME
 from andon.modeling.errors import UnsupportedArchitectureError
 from andon.modeling.last_layer import compute_what_is_read
-from andon.modeling.linear import use_fast_products
+from andon.modeling.linear import order_weights, use_fast_products
 from andon.modeling.normalization import CONFIG_KEY, NO_NORMALIZATION, Normalization
 from andon.modeling.store import WEIGHTS_NAME
 from andon.modeling.text import TextCodec
@@ -96,6 +96,16 @@ def load_scorer(
             model=source,
         )
     return _prepare(model, device)
+
+
+def freeze(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model, for one who only passes through it: no gradients, and weights laid out for speed.
+
+    Others may not share its weights, nor write to them.
+    """
+    order_weights(model)
+    frozen: PreTrainedModel = model.requires_grad_(False)
+    return frozen
 
 
 def new_causal_lm(architecture: Mapping[str, Any], codec: TextCodec, seed: int) -> PreTrainedModel:
@@ -336,20 +346,13 @@ def _drawn_from(seed: int) -> Iterator[None]:
 
 
 def _prepare(model: PreTrainedModel, device: torch.device | str) -> PreTrainedModel:
-    _fuse_activations(model)
+    model.eval()
     use_fast_products(model)
+    use_fast_activations(model)
     compute_what_is_read(_layers(model)[-1])
     check_architecture(model)
     note_plain_head(model)
-    return model.to(device).eval()
-
-
-def _fuse_activations(model: nn.Module) -> None:
-    """Put torch's one-pass kernel where Hugging Face spells GPT-2's activation out in seven passes."""
-    for parent in list(model.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, NewGELUActivation):
-                setattr(parent, name, nn.GELU(approximate="tanh"))
+    return model.to(device)
 
 
 def _layers(model: PreTrainedModel) -> nn.ModuleList:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from andon.modeling.batches import results_by_response
 from andon.modeling.forward import response_statistics
-from andon.modeling.loading import ModelDescription, describe, load_causal_lm
+from andon.modeling.loading import ModelDescription, describe, freeze, load_causal_lm
 from andon.modeling.sequences import PackedBatch, PromptGroup
 from andon.modeling.text import TextCodec
 from andon.modeling.versions import ModelVersion
@@ -51,7 +51,7 @@ def load_reference_model(name: str, config: ReferenceConfig) -> ReferenceModel:
     located = config.open_store().locate(name)
     if located.stored is not None and located.stored.manifest.draft.kind != "causal_lm":
         raise NotALanguageModelError(model=str(located.version), kind=located.stored.manifest.draft.kind)
-    model = load_causal_lm(located.source, dtype=config.dtype, device=config.device).requires_grad_(False)
+    model = freeze(load_causal_lm(located.source, dtype=config.dtype, device=config.device))
     for tensor_name, tensor in model.state_dict().items():
         if not torch.isfinite(tensor).all():
             raise WeightsNotFiniteError(model=str(located.version), tensor=tensor_name)

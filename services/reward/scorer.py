@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from andon.modeling.batches import results_by_response
 from andon.modeling.forward import final_scores
-from andon.modeling.loading import ModelDescription, describe, load_scorer, read_normalization
+from andon.modeling.loading import ModelDescription, describe, freeze, load_scorer, read_normalization
 from andon.modeling.normalization import Normalization
 from andon.modeling.sequences import PackedBatch, PromptGroup
 from andon.modeling.text import TextCodec
@@ -64,7 +64,7 @@ def load_reward_model(name: str, config: RewardConfig) -> RewardModel:
     Raises the store's and the loader's errors and WeightsNotFiniteError.
     """
     located = config.open_store().locate(name)
-    model = load_scorer(located.source, dtype=config.dtype, device=config.device).requires_grad_(False)
+    model = freeze(load_scorer(located.source, dtype=config.dtype, device=config.device))
     for tensor_name, tensor in model.state_dict().items():
         if not torch.isfinite(tensor).all():
             raise WeightsNotFiniteError(model=str(located.version), tensor=tensor_name)

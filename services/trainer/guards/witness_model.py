@@ -16,7 +16,7 @@ from torch import Tensor
 
 from andon.modeling.batches import results_by_response
 from andon.modeling.forward import final_scores
-from andon.modeling.loading import describe, load_scorer, read_normalization
+from andon.modeling.loading import describe, freeze, load_scorer, read_normalization
 from andon.modeling.sequences import PackedBatch, PromptGroup
 from andon.modeling.store import LocatedModel
 from andon.modeling.text import TextCodec
@@ -57,7 +57,7 @@ class WitnessModel:
         A witness with the policy's tokenizer and template reads the policy's tokens; another one reads the
         texts, and a text that is too long for it ends where its room ends.
         """
-        self._scorer = load_scorer(model.source, dtype="float32", device=device).requires_grad_(False)
+        self._scorer = freeze(load_scorer(model.source, dtype="float32", device=device))
         self._normalization = read_normalization(self._scorer)
         self._codec = TextCodec.load(model.source)
         self._policy_codec = policy_codec

@@ -87,11 +87,23 @@ def test_values_and_gradients_are_those_of_separate_sequences(
     assert_same_gradients(ours, expected, [query, key, value])
 
 
-def test_equal_sequences_are_not_copied_into_groups() -> None:
-    trees = [Tree(prompt_tokens=40, response_tokens=(30,))] * 3
-    query, key, value = (random(1, 2, 210, 8 + number)[..., :8].requires_grad_() for number in range(3))
-    ours = CascadeAttention(trees).attend(query, key, value, CALL)[0]
-    assert_same_gradients(ours, of_separate_sequences(trees, query, key, value), [query, key, value])
+@pytest.mark.parametrize("responses", [(30,), (24,) * 4, ()])
+@pytest.mark.parametrize("is_read", [False, True])
+def test_long_sequences_and_equal_neighbours_are_not_copied_into_groups(
+    monkeypatch: pytest.MonkeyPatch, responses: tuple[int, ...], is_read: bool
+) -> None:
+    trees = [Tree(prompt_tokens=length, response_tokens=responses) for length in (100, 100, 130)]
+    num_tokens = sum(tree.num_tokens for tree in trees)
+    heads = [random(1, 2, num_tokens, 8 + number)[..., :8].requires_grad_() for number in range(3)]
+    expected = of_separate_sequences(trees, *heads)
+    parts = [tokens for tree in trees for tokens in (tree.prompt_tokens, *responses)]
+    read = torch.tensor(parts).cumsum(0) - 1 if is_read else None  # the last token of each part
+    asked = heads[0] if read is None else heads[0][:, :, read]
+    attention = CascadeAttention(trees, read=read)
+    with monkeypatch.context() as patched:
+        patched.setattr(Tensor, "index_select", lambda *_: pytest.fail("rows were copied"))
+        ours = attention.attend(asked, *heads[1:], CALL)[0]
+    assert_same_gradients(ours, expected if read is None else expected[read], heads)
 
 
 @pytest.mark.parametrize("length", [1, 31, 64, 129, 600])

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -7,7 +8,14 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from andon.modeling import linear as linear_module
-from andon.modeling.linear import OneDnnConv1D, OneDnnLinear, has_operator, linear, use_fast_products
+from andon.modeling.linear import (
+    OneDnnConv1D,
+    OneDnnLinear,
+    has_operator,
+    linear,
+    order_weights,
+    use_fast_products,
+)
 
 needs_operator = pytest.mark.skipif(not has_operator(), reason="this torch has no oneDNN linear layer")
 
@@ -90,6 +98,28 @@ def test_where_torch_is_fast_nothing_changes(monkeypatch: pytest.MonkeyPatch) ->
     assert type(model.narrow) is Conv1D
 
 
+@needs_operator
+def test_large_weights_are_laid_out_for_speed_and_stay_what_they_were(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(linear_module, "has_slow_default", lambda: True)
+    monkeypatch.setattr(linear_module, "_FEWEST_MULTIPLICATIONS", 1)
+    monkeypatch.setattr(linear_module, "_FEWEST_TO_ORDER", 96)
+    layers = nn.Sequential(Conv1D(12, 8), Conv1D(7, 12), nn.Linear(7, 20))
+    use_fast_products(layers)
+    inputs = random(5, 8)
+    with torch.inference_mode():
+        expected = layers(inputs)
+    before = {name: value.clone() for name, value in layers.state_dict().items()}
+    order_weights(layers)
+    after = layers.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert [layer.weight.stride() for layer in layers] == [(1, 8), (7, 1), (7, 1)]
+    with torch.inference_mode():
+        torch.testing.assert_close(layers(inputs), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_types_go_the_usual_way(dtype: torch.dtype) -> None:
     layer = nn.Linear(5, 3).to(dtype)
@@ -108,9 +138,9 @@ def test_other_types_go_the_usual_way(dtype: torch.dtype) -> None:
 def test_small_products_stay_where_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[torch.Size] = []
 
-    def note(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def note(rows: torch.Tensor, *layer: Any) -> torch.Tensor:
         given.append(rows.shape)
-        return linear(rows, weight, bias)
+        return linear(rows, *layer)
 
     monkeypatch.setattr(linear_module, "linear", note)
     layer = nn.Linear(128, 128)

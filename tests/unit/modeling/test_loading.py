@@ -17,12 +17,14 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from andon.errors import AndonError, FailedPreconditionError, InvalidArgumentError, NotFoundError
+from andon.modeling import linear
 from andon.modeling.architecture_check import check_architecture
 from andon.modeling.attention import ATTENTION_NAME
 from andon.modeling.errors import UnsupportedArchitectureError
 from andon.modeling.forward import final_scores, response_statistics
 from andon.modeling.loading import (
     describe,
+    freeze,
     grow_vocabulary,
     load_causal_lm,
     load_scorer,
@@ -63,6 +65,26 @@ def test_a_stored_model_comes_back_and_plain_transformers_read_it(
     assert plain.config._attn_implementation == "sdpa"
     assert plain.config.eos_token_id == codec.eos_token_id
     assert TextCodec.load(stored.path).fingerprint == codec.fingerprint
+
+
+def test_a_frozen_model_takes_no_gradients_and_has_its_large_weights_laid_out(
+    monkeypatch: pytest.MonkeyPatch, codec: TextCodec, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(linear, "has_slow_default", linear.has_operator)
+    monkeypatch.setattr(linear, "_FEWEST_TO_ORDER", 32 * 128)
+    model = new_causal_lm(
+        {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}, codec, seed=1
+    )
+    digest = weights_sha256(model_weights(model))
+    frozen = freeze(model)
+    assert frozen is model
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
+    assert weights_sha256(model_weights(frozen)) == digest
+    if linear.has_operator():
+        assert frozen.transformer.h[0].mlp.c_fc.weight.stride() == (1, 32)
+        assert frozen.transformer.h[0].attn.c_proj.weight.stride() == (32, 1)
+    save_model(frozen, codec, tmp_path)
+    assert weights_sha256(model_weights(load_causal_lm(tmp_path))) == digest
 
 
 def test_the_seed_decides_the_weights_and_disturbs_no_other_randomness(codec: TextCodec) -> None:
