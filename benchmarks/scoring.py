@@ -15,6 +15,7 @@ from torch import Tensor
 from andon.modeling.batches import results_by_response
 from andon.modeling.forward import final_scores, response_statistics
 from andon.modeling.linear import KERNELS_OF_LOGPROBS, KERNELS_OF_SCORES, keep_kernels
+from andon.modeling.loading import freeze
 from andon.modeling.sequences import PackedBatch, PromptGroup
 from benchmarks import shapes
 from benchmarks.flops import TreeSizes, flops_only, logprob_flops, score_flops
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = RewardConfig if is_score else ReferenceConfig
     token_budget = arguments.token_budget or config.model_fields["token_budget"].default
     keep_kernels(KERNELS_OF_SCORES if is_score else KERNELS_OF_LOGPROBS)
-    model = shapes.scorer(shape, codec) if is_score else shapes.causal_lm(shape, codec)
+    model = freeze(shapes.scorer(shape, codec) if is_score else shapes.causal_lm(shape, codec))
 
     def forward(batch: PackedBatch) -> Sequence[Tensor]:
         if is_score:
