@@ -4,9 +4,10 @@ Each round takes one step of Adam at 3e-6 on random tokens, so that what changes
 then hands the weights over by every way in turn. Samplers are processes of their own; ours is a policy
 service. Time is taken on the clock, since both sides do nothing but wait, and in CPU seconds of both, which
 are nearly the same on a quiet machine and bear company on another; the rate is per CPU second. ``whole``
-hides nothing. ``waiting`` is what a PPO update waits for: the copy of the weights, and all from where the
-trainer's guards have looked, while which the trainer prepares digest, image and delta and the replica takes
-and checks what it is offered. For the peers both are the same. The first round is a warm-up.
+hides nothing. ``waiting`` is what a PPO update waits for: that other threads are given the weights, and all
+from where the trainer's guards have looked. Meanwhile the trainer copies the weights and makes digest, image
+and delta, and the replica takes and checks what it is offered. For the peers both are the same. The first
+round is a warm-up.
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ class Publishing:
         self._version += 1
         begin = Reading.now(self._pid)
         prepared = self._publisher.prepare("policy", self._version, weights)
-        copied = Reading.now(self._pid)
+        given = Reading.now(self._pid)
         # Wait for what was begun, as while the guards look.
         _ = prepared.version
         _ = prepared.image(self._dtype) if self._shares_memory else prepared.delta(self._dtype)
@@ -175,7 +176,7 @@ class Publishing:
         way, size_bytes = self._sent[-1]
         # The first time the replica holds nothing that there could be a delta to.
         assert self._version == 1 or way == ("shared_memory" if self._shares_memory else "delta"), way
-        return hand_over_of(parts=[(begin, copied), (ready, end)], whole=(begin, end), size_bytes=size_bytes)
+        return hand_over_of(parts=[(begin, given), (ready, end)], whole=(begin, end), size_bytes=size_bytes)
 
     def _wait_until_idle(self) -> None:
         """Until the replica has received and checked what it was offered: neither side works any more."""

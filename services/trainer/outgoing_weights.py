@@ -20,7 +20,7 @@ from andon.modeling.weight_image import WeightImage, image_of
 
 
 class OutgoingWeights:
-    """A copy of weights, and what is sent of them. Safe to share between threads."""
+    """A copy of weights, made when it is first needed, and what is sent of it. Threads may share it."""
 
     def __init__(
         self,
@@ -32,20 +32,32 @@ class OutgoingWeights:
         room: Sequence[WeightImage],
         threads: int,
     ) -> None:
-        """Copies ``weights``, which must be of one type. ``family`` and ``number`` name the version, ``base``
-        is the one before, ``room`` memory that nobody reads any more; ``threads`` work on a delta.
+        """``weights`` must be of one type, and stay as they are until ``settle`` or ``version`` has returned.
+        ``family`` and ``number`` name the version, ``base`` is the one before, ``room`` memory that nobody
+        reads any more; ``threads`` work on a delta.
         """
         self._family, self._number = family, number
         self._base = base
         self._base_version = None if base is None else base.version
         self._room = list(room)
         self._threads = threads
+        self._weights = weights  # empty once they are copied
         self._lock = threading.Lock()  # guards the forms below
         self._digest_lock = threading.Lock()
+        self._master: WeightImage | None = None
         self._images: dict[str, WeightImage] = {}
         self._deltas: dict[str, bytes | None] = {}
-        self.master = self._filled(weights, None)
-        self._images[self.master.dtype] = self.master
+
+    def settle(self) -> None:
+        """Have the weights copied, if they are not yet."""
+        with self._lock:
+            self._copy()
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The copy, in the trainer's own type."""
+        with self._lock:
+            return self._copy().tensors
 
     @property
     def version(self) -> ModelVersion:
@@ -55,7 +67,7 @@ class OutgoingWeights:
 
     @cached_property
     def _version(self) -> ModelVersion:
-        return ModelVersion(self._family, self._number, weights_sha256(self.master.tensors))
+        return ModelVersion(self._family, self._number, weights_sha256(self.tensors))
 
     @property
     def base_version(self) -> ModelVersion | None:
@@ -104,9 +116,17 @@ class OutgoingWeights:
         delta = encode_delta(old, new, threads=self._threads)
         return delta if len(delta) < new.size_bytes else None
 
+    def _copy(self) -> WeightImage:
+        if self._master is None:
+            self._master = self._filled(self._weights, None)
+            self._images[self._master.dtype] = self._master
+            self._weights = {}
+        return self._master
+
     def _image(self, dtype: str) -> WeightImage:
+        master = self._copy()
         if dtype not in self._images:
-            self._images[dtype] = self._filled(self.master.tensors, dtype)
+            self._images[dtype] = self._filled(master.tensors, dtype)
         return self._images[dtype]
 
     def _filled(self, weights: Mapping[str, Tensor], dtype: str | None) -> WeightImage:

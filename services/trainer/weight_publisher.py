@@ -118,10 +118,11 @@ class WeightPublisher:
         return self._current
 
     def prepare(self, family: str, number: int, weights: Mapping[str, Tensor]) -> OutgoingWeights:
-        """Copy weights that may become the next version, begin in other threads what sending them needs, and
-        offer them to the samplers.
+        """Begin, in other threads, to copy weights that may become the next version, to make what sending
+        them needs, and to offer them to the samplers.
 
-        The samplers must have acknowledged the current version: what is kept of the one before is given up.
+        They must stay as they are until what is returned has settled. The samplers must have acknowledged the
+        current version: what is kept of the one before is given up.
         """
         self.withdraw()
         current = self._weights
@@ -156,7 +157,7 @@ class WeightPublisher:
     @property
     def published_weights(self) -> Mapping[str, Tensor] | None:
         """The current version's weights; None while it is the model that the run began with."""
-        return None if self._weights is None else self._weights.master.tensors
+        return None if self._weights is None else self._weights.tensors
 
     def check_replicas(self, *, state: Callable[[], StageState]) -> None:
         """Raises SamplerTakesNoWeightsError for a replica whose backend cannot be given new weights."""

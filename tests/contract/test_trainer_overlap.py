@@ -3,12 +3,14 @@ pulled cord.
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from andon.client.cord import CordClient
 from andon.client.policy import PolicyClient, SampleResult, SamplingParameters
@@ -16,8 +18,10 @@ from andon.client.reference import ReferenceClient
 from andon.client.reward import RewardClient
 from andon.client.trainer import RunState, TrainerClient
 from andon.modeling.versions import ModelVersion
+from andon.modeling.weight_image import WeightImage
 from services.trainer.controls import RunControls
 from services.trainer.rollout import Rollout, RolloutCollector, call_seed
+from services.trainer.stages import ppo_versions
 from services.trainer.stages.context import RunInterrupted
 from services.trainer.stages.ppo import PpoStage
 from services.trainer.stages.ppo_config import PpoConfig
@@ -102,6 +106,37 @@ def test_every_batch_is_as_old_as_allowed_and_the_reports_say_so(world: World, s
     assert with_errors == list(range(1, UPDATES + 1 - staleness))
     assert all(reports[update]["sampler_logprob_max_error"] < 1e-4 for update in with_errors)
     assert [model.version for model in published(events, stored=False)] == [1, 2, 3, 4]
+
+
+def test_new_weights_are_copied_before_the_policy_is_given_older_ones_for_the_guards(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.serve_models()
+    client = world.serve_trainer()
+    settings = world.config(max_staleness=1, updates=2)
+    fill, load_weights = WeightImage.fill, ppo_versions.load_weights
+    has_older = threading.Event()
+
+    def fill_late(image: WeightImage, weights: Mapping[str, torch.Tensor]) -> WeightImage:
+        has_older.wait(0.5)
+        return fill(image, weights)
+
+    def load_slowly(policy: PreTrainedModel, weights: Mapping[str, torch.Tensor]) -> None:
+        load_weights(policy, weights)
+        has_older.set()
+        time.sleep(0.3)
+
+    def published_digests() -> list[str]:
+        events = finish(client, client.start_run("ppo", settings))
+        return [model.weights_sha256 for model in published(events, stored=False)]
+
+    digests = [published_digests()]
+    monkeypatch.setattr(WeightImage, "fill", fill_late)
+    monkeypatch.setattr(ppo_versions, "load_weights", load_slowly)
+    digests.append(published_digests())
+    assert has_older.is_set()
+    assert digests[0] == digests[1]
+    assert all(digests[0])
 
 
 @contextmanager

@@ -49,6 +49,7 @@ class PolicyVersions:
         self._codec = codec
         self._lineage = lineage
         self._publisher = publisher
+        self._prepared: OutgoingWeights | None = None  # last
         self._numbers = context.store.reserve_versions(
             POLICY_FAMILY, config.num_updates, run_id=context.run_id, lineage=lineage
         )
@@ -59,12 +60,13 @@ class PolicyVersions:
         return self._context.store.resolve(ModelVersion(POLICY_FAMILY, self._numbers[-1])).version
 
     def prepare(self, update: int, weights: Mapping[str, Tensor] | None = None) -> OutgoingWeights:
-        """Have what may become the version that update ``update`` gives, from 1, ready to be published:
-        ``weights``, or the policy's.
+        """Get ready what may become the version that update ``update`` gives, from 1: ``weights``, or the
+        policy's, which only ``as_published`` may change until they are named.
         """
-        return self._publisher.prepare(
+        self._prepared = self._publisher.prepare(
             POLICY_FAMILY, self._numbers[update - 1], weights or model_weights(self._policy)
         )
+        return self._prepared
 
     def updates_before(self, model: ModelVersion) -> int:
         """How many of the run's updates made this version; 0 for what the run began with."""
@@ -110,6 +112,8 @@ class PolicyVersions:
     @contextmanager
     def as_published(self) -> Iterator[None]:
         """For a while the policy has the weights that the samplers serve, not those in training."""
+        if self._prepared is not None:
+            self._prepared.settle()
         published = self._publisher.published_weights
         if published is None:
             published = model_weights(load_causal_lm(self._initial.source, dtype="float32", device="cpu"))
