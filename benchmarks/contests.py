@@ -173,21 +173,17 @@ _TINY: Sequence[Contest] = (
         ours={"reward scores, 1 summary per document": ("benchmarks.scoring",)},
     ),
     Contest(
-        theirs=(f"{_HF}.hf_scoring", "--documents", "32", "--summaries", "4"),
+        theirs=(f"{_HF}.hf_scoring", "--summaries", "4"),
         peers=_scoring(padded=8.0, by_length=5.0),
         ours={
-            "reward scores, 4 summaries per document": (
-                *("benchmarks.scoring", "--documents", "32", "--summaries", "4"),
-            ),
+            "reward scores, 4 summaries per document": (*("benchmarks.scoring", "--summaries", "4"),),
         },
     ),
     Contest(
-        theirs=(f"{_HF}.hf_scoring", "--documents", "16", "--summaries", "9"),
+        theirs=(f"{_HF}.hf_scoring", "--summaries", "9"),
         peers=_scoring(padded=12.0, by_length=8.0),
         ours={
-            "reward scores, 9 summaries per document": (
-                *("benchmarks.scoring", "--documents", "16", "--summaries", "9"),
-            ),
+            "reward scores, 9 summaries per document": (*("benchmarks.scoring", "--summaries", "9"),),
         },
     ),
     Contest(
@@ -257,7 +253,8 @@ _TINY: Sequence[Contest] = (
     ),
 )
 
-# The same at the size of GPT-2; training in smaller batches, so that it takes minutes and not hours.
+# The same at the size of GPT-2, with half the documents and smaller batches of training, so that it takes
+# minutes and not hours.
 _SMALL: Sequence[Contest] = (
     Contest(
         theirs=(
@@ -269,11 +266,11 @@ _SMALL: Sequence[Contest] = (
         shape="small",
     ),
     Contest(
-        theirs=(f"{_HF}.hf_scoring", "--model", "small"),
+        theirs=(f"{_HF}.hf_scoring", "--model", "small", "--documents", "32"),
         peers=_scoring(padded=4.0, by_length=2.7),
         ours={
             "reward scores, 1 summary per document": (
-                *("benchmarks.scoring", "--shape", "small", "--repetitions", "1"),
+                *("benchmarks.scoring", "--shape", "small", "--documents", "32", "--repetitions", "1"),
             ),
         },
         shape="small",
@@ -290,22 +287,22 @@ _SMALL: Sequence[Contest] = (
         shape="small",
     ),
     Contest(
-        theirs=(f"{_HF}.hf_scoring", "--model", "small", "--documents", "16", "--summaries", "9"),
+        theirs=(f"{_HF}.hf_scoring", "--model", "small", "--documents", "32", "--summaries", "9"),
         peers=_scoring(padded=12.0, by_length=8.0),
         ours={
             "reward scores, 9 summaries per document": (
-                *("benchmarks.scoring", "--shape", "small", "--documents", "16", "--summaries", "9"),
+                *("benchmarks.scoring", "--shape", "small", "--documents", "32", "--summaries", "9"),
                 *("--repetitions", "1"),
             ),
         },
         shape="small",
     ),
     Contest(
-        theirs=(f"{_HF}.hf_scoring", "--model", "small", "--part", "logprob"),
+        theirs=(f"{_HF}.hf_scoring", "--model", "small", "--part", "logprob", "--documents", "32"),
         peers=_logprobs(4.0),
         ours={
             "log-probabilities of responses": (
-                *("benchmarks.scoring", "--shape", "small", "--part", "logprob"),
+                *("benchmarks.scoring", "--shape", "small", "--part", "logprob", "--documents", "32"),
                 *("--repetitions", "1"),
             ),
         },

@@ -40,7 +40,6 @@ STABLE = "policy@stable"  # what samplers roll back to
 # other weights, as after a replay on hardware that does not repeat itself. The initial model clears both.
 _NEEDS_INITIAL_MODEL = frozenset({"WEIGHTS_SHAPE_MISMATCH", "MODEL_VERSION_CONFLICT"})
 
-
 # The replica takes these weights, but not this way.
 _NEEDS_ANOTHER_WAY = frozenset({"WEIGHTS_NOT_SHARED", "WEIGHTS_BASE_MISMATCH"})
 
@@ -55,9 +54,7 @@ class _Replica:
     holds: ModelVersion | None = None  # acknowledged last, and nothing went wrong since
     has_served: bool = False  # it answered that it serves a version of this run
     shares_memory: bool = True  # until it says that it cannot
-    offer: Future[_Offer | None] | None = (
-        None  # of what ``prepare`` was given last; None: it could not be made
-    )
+    offer: Future[_Offer | None] | None = None  # of what ``prepare`` was given; None inside: there was none
 
     def note(self, way: WeightsWay, error: AndonError) -> None:
         """Do not try again to share memory that the replica does not see, or sees wrongly."""
