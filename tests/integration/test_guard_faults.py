@@ -122,6 +122,14 @@ def test_what_is_no_number_ends_the_run(world: World, applied: Applied, name: st
     assert applied.count == outcome.bad_published == 0
 
 
+@pytest.mark.slow
+def test_weights_that_are_damaged_on_the_wire_are_never_used(world: World, applied: Applied) -> None:
+    outcome = plant(world, "corrupted_on_the_wire", preflight=False)
+    assert outcome.held_by == ["PEER_LOST"]  # after all the patience for a sampler that takes them
+    assert outcome.at_update == 1
+    assert applied.count == outcome.bad_published == 0
+
+
 def test_the_benchmark_leaves_the_worlds_models_alone(world: World, applied: Applied) -> None:
     before = _files(world.folder / "store")
     plant(world, "wrong_reference_midway", preflight=False)
