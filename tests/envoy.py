@@ -71,6 +71,7 @@ def start_envoy(tmp_path: Path) -> Iterator[StartEnvoy]:
         while check_health(running.target, timeout_s=1.0) is not Health.SERVING:
             assert process.poll() is None, (folder / "log").read_text()
             assert time.monotonic() < deadline_s, (folder / "log").read_text()
+            time.sleep(0.05)
         return running
 
     yield start
