@@ -13,7 +13,7 @@ import torch
 from andon.api.policy.v1 import policy_service_pb2 as policy_pb2
 from andon.client.policy import OfferedWeights, WeightsHeaderLike
 from andon.client.policy import _weight_messages as weight_messages
-from andon.errors import AndonError, FailedPreconditionError, UnavailableError
+from andon.errors import AndonError, DataLossError, FailedPreconditionError, UnavailableError
 from andon.modeling.store import ModelStore
 from services.trainer.outgoing_weights import OutgoingWeights
 from tests.weight_sending import TIMEOUT_S, PolicyProcess, Replica, RoadTo, Trainer, assert_serves, elsewhere
@@ -218,6 +218,34 @@ def test_a_commit_in_the_middle_of_the_bytes_is_malformed(replica: Replica, stor
         replica.path.upload(replica.path._stub.UpdateWeights, [header, COMMIT], timeout_s=TIMEOUT_S)
     assert caught.value.reason == "WEIGHTS_MALFORMED"
     assert serves_the_same(replica, before)
+
+
+def test_an_offer_that_begins_with_its_commit_or_says_nothing_is_malformed(replica: Replica) -> None:
+    for messages in ([COMMIT], []):
+        with pytest.raises(AndonError) as caught:
+            replica.path.upload(replica.path._stub.UpdateWeights, messages, timeout_s=TIMEOUT_S)
+        assert caught.value.reason == "WEIGHTS_MALFORMED"
+    assert replica.updates("WEIGHTS_MALFORMED") == 2
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_offered_weights_that_are_no_numbers_are_refused_and_the_next_ones_taken(
+    replica: Replica, store: ModelStore, shared: bool
+) -> None:
+    if not shared:
+        replica.path.alter = elsewhere
+    trainer = Trainer(store, replica.path)
+    trainer.learn_and_publish()
+    before, right = replica.weights(), {name: tensor.clone() for name, tensor in trainer.weights.items()}
+    next(iter(trainer.weights.values())).view(-1)[0] = torch.nan
+    trainer.learn()
+    wait_for(lambda: replica.updates("WEIGHTS_NOT_FINITE") == 1)  # before anybody has committed
+    with pytest.raises(DataLossError) as caught:
+        trainer.publisher.bring_to_current(replica.path)
+    assert caught.value.reason == "WEIGHTS_NOT_FINITE"
+    assert serves_the_same(replica, before)
+    trainer.weights.update(right)
+    assert_serves(replica, trainer, trainer.learn_and_publish(), "bfloat16")
 
 
 def test_an_offer_of_what_is_in_use_already_succeeds_without_effect(
