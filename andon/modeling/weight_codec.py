@@ -76,11 +76,16 @@ class WeightsChunk:
     data: bytes
 
 
-def model_weights(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The model's own tensors by name, tied ones once, under the names that a saved model has; not copied."""
+def own_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The model's parameters and saved buffers by the names that a saved model has, tied ones once."""
     tied = set(model.all_tied_weights_keys)
-    state = model.state_dict()
-    return {name: state[name].detach() for name in sorted(state) if name not in tied}
+    state = model.state_dict(keep_vars=True)
+    return {name: state[name] for name in sorted(state) if name not in tied}
+
+
+def model_weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The values of ``own_tensors``, detached; not copied."""
+    return {name: tensor.detach() for name, tensor in own_tensors(model).items()}
 
 
 def load_weights(model: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
@@ -93,6 +98,38 @@ def load_weights(model: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(state[name])
+
+
+def made_ready(
+    own: Mapping[str, Tensor], state: Mapping[str, Tensor], *, is_shared: bool
+) -> dict[str, Tensor]:
+    """What ``exchange_weights`` can give to ``own``, of the same names and shapes, without a copy.
+
+    Weights of a model on the CPU are of its types and in its layout then, in memory that nobody else has:
+    those that are ``is_shared`` with others are copied. What another device needs stays as it is.
+    """
+    ready: dict[str, Tensor] = {}
+    for name, tensor in own.items():
+        given = state[name]
+        is_fit = given.dtype == tensor.dtype and given.stride() == tensor.stride() and not is_shared
+        if tensor.device.type != "cpu" or is_fit:
+            ready[name] = given
+        else:
+            ready[name] = torch.empty_like(tensor, requires_grad=False).copy_(given)
+    return ready
+
+
+def exchange_weights(own: Mapping[str, Tensor], ready: dict[str, Tensor]) -> None:
+    """Let a model's ``own_tensors`` have what was ``made_ready``; ``ready`` has what they had then.
+
+    On the CPU memory changes hands; to another device the values are copied, and ``ready`` keeps them.
+    """
+    with torch.no_grad():
+        for name, tensor in own.items():
+            if tensor.device.type == "cpu":
+                tensor.data, ready[name] = ready[name], tensor.data
+            else:
+                tensor.copy_(ready[name])
 
 
 def weights_sha256(state: Mapping[str, Tensor]) -> str:
@@ -180,7 +217,7 @@ def check_header(
     return size_bytes
 
 
-def tensors_in(buffer: bytearray | mmap, specs: Iterable[TensorSpec]) -> dict[str, Tensor]:
+def tensors_in(buffer: memoryview | mmap, specs: Iterable[TensorSpec]) -> dict[str, Tensor]:
     """The tensors whose bytes follow each other in ``buffer``; they share them where alignment allows."""
     state: dict[str, Tensor] = {}
     begin = 0
@@ -200,7 +237,8 @@ class ChunkBuffer:
     """The bytes of a stream, piece by piece."""
 
     def __init__(self, size_bytes: int) -> None:
-        self.data = bytearray(size_bytes)
+        # torch's own memory, because a model may keep it: products read it faster where it is aligned.
+        self.data: memoryview = torch.empty(size_bytes, dtype=torch.uint8).numpy().data
         self._filled_bytes = 0
 
     def add(self, offset_bytes: int, data: bytes) -> ChunkBuffer:
@@ -220,7 +258,7 @@ class ChunkBuffer:
         """Whether all bytes are there."""
         return self._filled_bytes == len(self.data)
 
-    def finish(self) -> bytearray:
+    def finish(self) -> memoryview:
         """All bytes; raises DataLossError WEIGHTS_TRUNCATED when some are missing."""
         if not self.is_full:
             raise DataLossError(

@@ -23,6 +23,7 @@ import services.trainer.actor_critic
 import services.trainer.experience
 import services.trainer.policy_optimizer
 from andon.modeling.sequences import PackedBatch
+from andon.modeling.weight_codec import load_weights
 from benchmarks.guards.services import Services
 from services.trainer.policy_optimizer import PolicyOptimizer
 
@@ -233,13 +234,13 @@ def _reference_follows(running: Services) -> AbstractContextManager[None]:
     """The sampler's new weights reach the reference as well: it is not frozen, and every KL is 0."""
 
     def share(real: Any) -> Any:
-        def shared(model: Any, state: Any) -> None:
-            real(model, state)
-            real(_served(running, "reference").model, state)
+        def shared(own: Any, ready: Any) -> None:
+            real(own, ready)
+            load_weights(_served(running, "reference").model, own)
 
         return shared
 
-    return _replaced(services.policy.weight_receiver, "load_weights", share)
+    return _replaced(services.policy.weight_receiver, "exchange_weights", share)
 
 
 def _sampler_temperature(_: Services) -> AbstractContextManager[None]:
@@ -256,9 +257,9 @@ def _frozen_sampler(_: Services) -> AbstractContextManager[None]:
     """New weights are received, checked, acknowledged with their digest, and not used."""
 
     def keep_the_old(_real: Any) -> Any:
-        return lambda _model, _state: None
+        return lambda _own, _ready: None
 
-    return _replaced(services.policy.weight_receiver, "load_weights", keep_the_old)
+    return _replaced(services.policy.weight_receiver, "exchange_weights", keep_the_old)
 
 
 @contextmanager

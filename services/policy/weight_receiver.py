@@ -3,8 +3,8 @@
 The servicer hands over the stream of UpdateWeights. The header is checked against the model in use before
 room is made for its bytes. New weights, from chunks, from the sender's memory or made from those in use by a
 delta, are checked beside the model when all bytes are there. Where the sender wants to decide later, they are
-kept until it commits. Then the runner copies them into the model when the calls that arrived before have
-ended. Whatever goes wrong, the old weights stay. One update at a time, and one that is kept.
+kept until it commits. Then they take the place of the model's when the calls that arrived before have ended.
+Whatever goes wrong, the old weights stay. One update at a time, and one that is kept.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from mmap import mmap
 from typing import Literal, TypeAlias
 
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from andon.api.policy.v1 import policy_service_pb2 as policy_pb2
 from andon.errors import AndonError, InvalidArgumentError
@@ -28,8 +29,9 @@ from andon.modeling.weight_codec import (
     check_header,
     check_weights,
     dtype_name,
-    load_weights,
-    model_weights,
+    exchange_weights,
+    made_ready,
+    own_tensors,
     tensors_in,
 )
 from andon.modeling.weight_delta import decode_delta, with_changes
@@ -62,11 +64,21 @@ class WeightUpdate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Arrived:
-    """Weights that were found right, and what opened their stream; None: they are in use already."""
+    """What opened a stream, and its weights, found right and ready for ``model``.
+
+    ``ready`` is None for weights that are in use already.
+    """
 
     header: WeightsHeader
     start_s: float  # when the header came
-    state: dict[str, Tensor] | None
+    model: PreTrainedModel
+    own: dict[str, Tensor]  # the model's tensors
+    ready: dict[str, Tensor] | None
+
+    @property
+    def awaits_commit(self) -> bool:
+        """Whether the sender has still to say that they are to be used."""
+        return self.header.awaits_commit and self.ready is not None
 
 
 class WeightReceiver:
@@ -86,12 +98,12 @@ class WeightReceiver:
             async with self.lock:
                 self._give_up_kept(lambda model: WeightsOvertakenError(model=model))
                 arrived = await self._arrived(messages)
-            start_s = arrived.start_s
-            if arrived.state is not None and arrived.header.awaits_commit:
-                await self._until_committed(messages, arrived.header.model)
-                start_s = self._runner.clock()
+                if not arrived.awaits_commit:
+                    return await self._use(arrived, arrived.start_s)
+            await self._until_committed(messages, arrived.header.model)
+            begin_s = self._runner.clock()
             async with self.lock:
-                return await self._use(arrived, start_s)
+                return await self._use(arrived, begin_s)
         except (WeightsNotCommittedError, asyncio.CancelledError):
             self._metrics.weight_update_ended("withdrawn")
             raise
@@ -108,14 +120,14 @@ class WeightReceiver:
         header = await _first_part(messages)
         start_s = self._runner.clock()
         served = self._served_before(header)
+        own = own_tensors(served.model)
         if served.version == header.model:
-            return _Arrived(header=header, start_s=start_s, state=None)
-        own = model_weights(served.model)
+            return _Arrived(header=header, start_s=start_s, model=served.model, own=own, ready=None)
         size_bytes = check_header(
             header, expected_shapes={name: tuple(tensor.shape) for name, tensor in own.items()}
         )
         if header.memory is not None:
-            data: bytearray | mmap = map_shared_memory(header.memory, size_bytes)
+            data: memoryview | mmap = map_shared_memory(header.memory, size_bytes)
         else:
             if header.base is not None:
                 _check_base_types(header, served.version, own)
@@ -123,17 +135,22 @@ class WeightReceiver:
         if not header.awaits_commit:
             await _expect_end(messages)
 
-        def checked() -> dict[str, Tensor]:
-            if isinstance(data, bytearray) and header.base is not None:
+        def ready() -> dict[str, Tensor]:
+            if header.base is not None:
                 state = with_changes(own, decode_delta(data, header.tensors))
             else:
                 state = tensors_in(data, header.tensors)
             check_weights(state, header.checksum)
-            return state
+            return made_ready(own, state, is_shared=header.memory is not None)
 
         # It reads all bytes: not on the event loop.
-        state = await asyncio.get_running_loop().run_in_executor(None, checked)
-        return _Arrived(header=header, start_s=start_s, state=state)
+        return _Arrived(
+            header=header,
+            start_s=start_s,
+            model=served.model,
+            own=own,
+            ready=await asyncio.get_running_loop().run_in_executor(None, ready),
+        )
 
     async def _until_committed(self, messages: _Messages, model: ModelVersion) -> None:
         """Wait for the commit. Raises WeightsNotCommittedError, WeightsOvertakenError, ShuttingDownError."""
@@ -161,16 +178,16 @@ class WeightReceiver:
             kept.set_result(why)
 
     async def _use(self, arrived: _Arrived, start_s: float) -> WeightUpdate:
-        header, state = arrived.header, arrived.state
+        header, ready = arrived.header, arrived.ready
         served = self._served_before(header)
-        if state is None or served.version == header.model:
+        if ready is None or served.version == header.model:
             self._metrics.weight_update_ended("unchanged")
             return WeightUpdate(model=served.version, apply_s=self._runner.clock() - start_s)
 
         def replace(active: ServedModel | None) -> ServedModel:
-            if active is None:
-                raise ModelNotLoadedError
-            load_weights(active.model, state)
+            if active is None or active.model is not arrived.model:  # LoadModel came before the commit
+                raise WeightsOvertakenError(model=header.model)
+            exchange_weights(arrived.own, ready)
             return active.with_version(header.model)
 
         replaced = await asyncio.wrap_future(self._runner.replace(replace))
@@ -224,7 +241,7 @@ async def _first_part(messages: _Messages) -> WeightsHeader:
     return _header_of(message.header)
 
 
-async def _chunks_of(messages: _Messages, header: WeightsHeader) -> bytearray:
+async def _chunks_of(messages: _Messages, header: WeightsHeader) -> memoryview:
     buffer = ChunkBuffer(header.size_bytes)
     while not buffer.is_full and (message := await _next(messages)) is not None:
         if message.WhichOneof("part") != "chunk":

@@ -30,6 +30,7 @@ T = TypeVar("T")
 LOOK_UP_EVERY_S = 0.1  # how often the waiting thread obeys the controls
 FIRST_PAUSE_S = 0.2  # before a call is made again; doubles
 LONGEST_PAUSE_S = 2.0
+MOST_AT_ONCE = 128  # calls; further ones wait for a thread
 
 # The service works, but not with the model that the call needs.
 _MODEL_REASONS = frozenset({"MODEL_NOT_LOADED", "MODEL_VERSION_MISMATCH"})
@@ -50,18 +51,15 @@ class Peers:
         self._abandoned = threading.Event()
         self._lock = threading.Lock()
         self._away: dict[str, str] = {}  # peer -> why it is being waited for
+        # Never waited for here: a call that hangs ends when the run's connections are closed.
+        self._threads = ThreadPoolExecutor(max_workers=MOST_AT_ONCE, thread_name_prefix="peer-call")
 
     def together(self, calls: Sequence[Callable[[], T]], *, state: Callable[[], StageState]) -> list[T]:
         """Make the calls at the same time and give their results in order; the first failure is raised.
 
         ``state`` must describe the moment before the calls.
         """
-        pool = ThreadPoolExecutor(max_workers=len(calls), thread_name_prefix="peer-call")
-        try:
-            return self.wait_for([pool.submit(call) for call in calls], state=state)
-        finally:
-            # Never waited for here: a call that hangs ends when the run's connections are closed.
-            pool.shutdown(wait=False, cancel_futures=True)
+        return self.wait_for([self._threads.submit(call) for call in calls], state=state)
 
     def wait_for(self, futures: Sequence[Future[T]], *, state: Callable[[], StageState]) -> list[T]:
         """Results, in order, of calls that other threads make; the first failure is raised."""

@@ -52,15 +52,15 @@ class Applied:
     def __init__(self) -> None:
         self.count = 0
 
-    def load(self, model: Any, state: Any) -> None:
+    def exchange(self, own: Any, ready: Any) -> None:
         self.count += 1
-        andon.modeling.weight_codec.load_weights(model, state)
+        andon.modeling.weight_codec.exchange_weights(own, ready)
 
 
 @pytest.fixture
 def applied(monkeypatch: pytest.MonkeyPatch) -> Applied:
     counter = Applied()
-    monkeypatch.setattr(services.policy.weight_receiver, "load_weights", counter.load)
+    monkeypatch.setattr(services.policy.weight_receiver, "exchange_weights", counter.exchange)
     return counter
 
 

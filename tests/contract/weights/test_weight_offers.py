@@ -105,16 +105,38 @@ def test_a_later_update_overtakes_an_offer(replica: Replica, store: ModelStore) 
     assert_serves(replica, other, later.version, "bfloat16")
 
 
-def test_a_model_that_was_loaded_meanwhile_gets_all_weights_of_a_delta(
-    replica: Replica, store: ModelStore
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_model_that_was_loaded_meanwhile_gets_the_weights_anew(
+    replica: Replica, store: ModelStore, shared: bool
 ) -> None:
-    replica.path.alter = elsewhere
+    if not shared:
+        replica.path.alter = elsewhere
     trainer = Trainer(store, replica.path)
     trainer.learn_and_publish()
     version = trainer.learn()
+    wait_for(lambda: replica.keeps_an_offer)
     replica.path.load_model("sft/2")
     trainer.publish()
-    assert replica.path.ways == ["shared", "full", "delta, offered", "delta", "full"]
+    assert replica.path.ways == (
+        ["shared", "shared, offered", "shared"]
+        if shared
+        else ["shared", "full", "delta, offered", "delta", "full"]
+    )
+    assert_serves(replica, trainer, version, "bfloat16")
+    assert replica.updates("WEIGHTS_OVERTAKEN" if shared else "WEIGHTS_BASE_MISMATCH") >= 1
+
+
+def test_what_the_trainer_does_with_its_memory_later_does_not_reach_the_replica(
+    replica: Replica, store: ModelStore
+) -> None:
+    trainer = Trainer(store, replica.path)
+    trainer.publish()
+    version = trainer.learn()
+    assert replica.path.ways == ["shared, offered"]
+    wait_for(lambda: replica.keeps_an_offer)
+    image = trainer.publisher._weights.made_image("bfloat16")
+    image.fill({name: torch.zeros_like(tensor) for name, tensor in image.tensors.items()})
+    trainer.publish()
     assert_serves(replica, trainer, version, "bfloat16")
 
 

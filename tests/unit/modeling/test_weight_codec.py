@@ -19,8 +19,11 @@ from andon.modeling.weight_codec import (
     WeightsHeader,
     check_header,
     check_weights,
+    exchange_weights,
     load_weights,
+    made_ready,
     model_weights,
+    own_tensors,
     tensors_in,
     weights_checksum,
     weights_sha256,
@@ -226,6 +229,38 @@ def test_the_largest_finite_weights_are_fine(dtype: torch.dtype) -> None:
 def test_integers_are_no_weights() -> None:
     with pytest.raises(InvalidArgumentError):
         image_of({"a": torch.zeros(3, dtype=torch.int64)})
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_weights_change_hands(architecture: dict[str, Any], codec: TextCodec, is_shared: bool) -> None:
+    sender, receiver = new_causal_lm(architecture, codec, 0), new_causal_lm(architecture, codec, 1)
+    state, before = model_weights(sender), weights_sha256(model_weights(receiver))
+    own = own_tensors(receiver)
+    ready = made_ready(own, state, is_shared=is_shared)
+    assert weights_sha256(model_weights(receiver)) == before
+    exchange_weights(own, ready)
+    assert weights_sha256(ready) == before
+    sent = weights_sha256(state)
+    assert weights_sha256(model_weights(receiver)) == sent
+    whole = receiver.state_dict()
+    for tied, name in receiver.all_tied_weights_keys.items():
+        assert whole[tied].data_ptr() == whole[name].data_ptr()
+    with torch.no_grad():
+        state[min(state)].add_(1)  # the sender goes on with its memory
+    assert (weights_sha256(model_weights(receiver)) == sent) is is_shared
+
+
+def test_weights_are_made_ready_in_the_types_and_the_layout_of_the_model(codec: TextCodec) -> None:
+    receiver = new_causal_lm({"model_type": "gpt2", "n_layer": 1, "n_embd": 8, "n_head": 2}, codec, 0).half()
+    own = own_tensors(receiver)
+    name = "transformer.h.0.mlp.c_fc.weight"
+    own[name].data = own[name].data.t().contiguous().t()
+    state = {name: torch.randn(tensor.shape) for name, tensor in own.items()}
+    strides = {name: tensor.stride() for name, tensor in own.items()}
+    exchange_weights(own, made_ready(own, state, is_shared=False))
+    for name, tensor in own_tensors(receiver).items():
+        assert torch.equal(tensor, state[name].half())
+        assert tensor.stride() == strides[name]
 
 
 def test_a_model_takes_over_another_ones_weights(architecture: dict[str, Any], codec: TextCodec) -> None:
