@@ -45,7 +45,7 @@ from benchmarks.cord_parts import (
 )
 from benchmarks.labeling_load import WrongAnswerError, begin_sessions
 from benchmarks.labeling_processes import ENGINES, ROOT, holders, print_table, write_results
-from benchmarks.ppo_update import publish_models, service_process, write_prompts
+from benchmarks.ppo_update import draw_prompts, publish_models, service_process, write_prompts
 from tests.cord_doors import Pull, by_command, by_page, by_rpc, by_webhook
 from tests.postgres import PostgresServer
 from tests.site import Person
@@ -127,7 +127,7 @@ class Round:
         store = ModelStore(folder / "store")
         publish_models(store, shape, shapes.codec(shape))
         prompts = folder / "prompts.jsonl"
-        write_prompts(prompts, 32, 4, 12, shape)
+        write_prompts(prompts, draw_prompts(32, 1, 4, 12, shape))
         targets = {
             name: self._stack.enter_context(service_process(name, store.root, 1)).target
             for name in ("policy", "reference", "reward")

@@ -24,9 +24,10 @@ from andon.modeling.store import ModelStore
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
-def small_recipe(**ppo: object) -> Recipe:
+def small_recipe(*, updates: int) -> Recipe:
+    """More updates, so small that a reward model that knows nothing leads to nothing that a guard would hold."""
     recipe = packaged_recipe("small")
-    return recipe.model_copy(update={"ppo": {**recipe.ppo, **ppo}})
+    return recipe.model_copy(update={"ppo": {**recipe.ppo, "updates": updates, "learning_rate": 1e-6}})
 
 
 def test_a_small_demo_leaves_a_report(tmp_path: Path) -> None:
