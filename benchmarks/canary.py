@@ -13,11 +13,11 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from scipy import stats
@@ -32,7 +32,7 @@ PAIRS_PER_TICK = 8  # probed prompts
 CALLS_PER_TICK = 40  # of users to the canary
 TICK_S = 10.0
 LEAST_S, LONGEST_S = 60.0, 3600.0  # of a step
-STEPS = RolloutSpec.__dataclass_fields__["steps"].default
+STEPS = cast("tuple[int, ...]", RolloutSpec.__dataclass_fields__["steps"].default)
 NOISE = {  # standard deviations of one pair
     standard.SCORE: 1.0,
     standard.KL: 6.0,
@@ -163,7 +163,7 @@ def _until_decided(
             values[standard.PEOPLE] = (random.random(PAIRS_PER_TICK) < scenario.preferred).astype(float)
         failed = int(random.binomial(CALLS_PER_TICK, scenario.failing))
         counts = {standard.CALLS: {1.0: CALLS_PER_TICK - failed, 0.0: failed}}
-        rollout = rollout.after({name: seen for name, seen in values.items() if name in names})
+        rollout = rollout.after({name: seen.tolist() for name, seen in values.items() if name in names})
         rollout = rollout.after_counts({name: seen for name, seen in counts.items() if name in names})
         decision = decide(rollout, now_s=rollout.phase_began_s + ticks * TICK_S)
         if decision.kind is not Kind.CONTINUE:
@@ -204,7 +204,10 @@ def measure(way: str, scenario: Scenario, *, rollouts: int, jobs: int) -> dict[s
     }
 
 
-WAYS = {"canary": simulate, "canary_judges": simulate_judges}  # by the name of their results
+WAYS: Mapping[str, Callable[..., dict[str, Any]]] = {  # by the name of their results
+    "canary": simulate,
+    "canary_judges": simulate_judges,
+}
 
 
 def _one(what: tuple[str, Scenario, int]) -> dict[str, Any]:

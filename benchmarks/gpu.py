@@ -142,9 +142,9 @@ def rows_of(
         return round(max(held), 1) if held else None
 
     rows = []
-    for name in work.peers or {None: None}:
-        peer = name if name in ways else None
-        without = NO_TRL if name is None else f"{name}: out of memory"
+    for wanted in work.peers or [""]:
+        peer = wanted if wanted and wanted in ways else None
+        without = f"{wanted}: out of memory" if wanted else NO_TRL
         ratios = []
         if peer is not None:
             pairs = zip(measured[peer], measured[""], strict=True)
@@ -210,7 +210,7 @@ def write(rows: Sequence[Row], device: Device, peak: float) -> None:
     """
     machine = {"hardware": device.hardware, "torch": torch.__version__, "python": platform.python_version()}
     path = RESULTS / "gpu.json"
-    earlier = json.loads(path.read_text()) if path.is_file() else {"machine": None}
+    earlier = json.loads(path.read_text()) if path.is_file() else {"machine": None, "rows": []}
     kept = [Row(**row) for row in earlier["rows"]] if earlier["machine"] == machine else []
     measured = {(row.shape, row.dtype, row.work) for row in rows}
     kept = [row for row in kept if (row.shape, row.dtype, row.work) not in measured]

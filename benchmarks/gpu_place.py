@@ -84,6 +84,13 @@ class Place:
     device: str
     dtype: str
 
+    @property
+    def pad_token_id(self) -> int:
+        """What the peers pad with."""
+        token_id = self.stored.codec.pad_token_id
+        assert token_id is not None  # every codec of ``shapes`` has one
+        return token_id
+
     def groups(self, documents: int, samples: int) -> list[PromptGroup]:
         """Random documents, each with as many responses of equal length."""
         shape = self.architecture.words

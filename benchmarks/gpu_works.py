@@ -73,7 +73,7 @@ def scoring(place: Place, summaries: int) -> Iterator[Work]:
             sequences,
             size.peer_batch,
             lambda ids, mask: scores(theirs, ids, mask).cpu(),
-            pad_token_id=place.stored.codec.pad_token_id,
+            pad_token_id=place.pad_token_id,
             left=False,
             device=place.device,
         )
@@ -118,7 +118,7 @@ def logprobs_of_responses(place: Place) -> Iterator[Work]:
                 select=_select(),
                 **options,
             ).cpu(),
-            pad_token_id=place.stored.codec.pad_token_id,
+            pad_token_id=place.pad_token_id,
             left=True,
             device=place.device,
         )
@@ -147,7 +147,7 @@ def sampling(place: Place, samples: int) -> Iterator[Work]:
     theirs = place.peer(AutoModelForCausalLM, place.stored.lm)
     cost, trees = Cost.of(served.model), trees_of(groups)
     wanted = [prompt for prompt in prompts for _ in range(samples)]
-    ids, mask = padded(wanted, codec.pad_token_id, left=True, device=place.device)
+    ids, mask = padded(wanted, place.pad_token_id, left=True, device=place.device)
     tokens = len(wanted) * size.response
     seeds = itertools.count(1)
 
@@ -159,7 +159,7 @@ def sampling(place: Place, samples: int) -> Iterator[Work]:
                     attention_mask=mask,
                     max_new_tokens=size.response,
                     eos_token_id=None,
-                    pad_token_id=codec.pad_token_id,
+                    pad_token_id=place.pad_token_id,
                     do_sample=True,
                     temperature=TEMPERATURE,
                     top_k=0,
@@ -178,7 +178,7 @@ def sampling(place: Place, samples: int) -> Iterator[Work]:
             generation_config=GenerationConfig(
                 max_new_tokens=size.response,
                 eos_token_id=-1,
-                pad_token_id=codec.pad_token_id,
+                pad_token_id=place.pad_token_id,
                 do_sample=True,
                 temperature=TEMPERATURE,
                 top_k=0,

@@ -162,7 +162,7 @@ def _cpu_seconds_of_tree(pid: int) -> float:
     process = psutil.Process(pid)
     own = process.cpu_times()
     # Children that have ended are counted with their parent, the living ones by themselves.
-    total = own.user + own.system + own.children_user + own.children_system
+    total: float = own.user + own.system + own.children_user + own.children_system
     for child in process.children(recursive=True):
         try:
             used = child.cpu_times()

@@ -41,7 +41,7 @@ from andon.modeling.forward import response_statistics
 from andon.modeling.loading import DTYPES
 from andon.modeling.sequences import PromptGroup, pack
 from andon.modeling.store import ModelStore
-from andon.modeling.weight_codec import load_weights, model_weights
+from andon.modeling.weight_codec import WeightsHeader, load_weights, model_weights
 from benchmarks import shapes
 from benchmarks.measuring import emit, parser, use_threads
 from benchmarks.ppo_update import publish_models, service_process
@@ -104,9 +104,9 @@ class FromAfar(PolicyClient):
 
 
 def _from_afar(header: WeightsHeaderLike) -> WeightsHeaderLike:
+    assert isinstance(header, WeightsHeader)
     if header.memory is None:
         return header
-    assert dataclasses.is_dataclass(header)
     return dataclasses.replace(header, memory=dataclasses.replace(header.memory, process_id=1))
 
 
@@ -204,7 +204,7 @@ class PeerWay:
         greeting = self._line()
         if kind == "grpc":
             channel = stack.enter_context(grpc.insecure_channel(f"127.0.0.1:{greeting}"))
-            self._send = channel.stream_unary(METHOD)
+            self._send: Callable[..., bytes] = channel.stream_unary(METHOD)
 
     def hand_over(self, weights: Weights) -> HandOver:
         """Cast, send, and wait until the other process has copied it into its model."""
@@ -264,7 +264,7 @@ def receive(kind: str, model: PreTrainedModel) -> None:
         return b"done"
 
     server = grpc.server(ThreadPoolExecutor(max_workers=1))
-    handler = grpc.stream_unary_rpc_method_handler(take)
+    handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_unary_rpc_method_handler(take)
     service, method = METHOD.strip("/").split("/")
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
     print(server.add_insecure_port("127.0.0.1:0"), flush=True)
@@ -288,7 +288,7 @@ class Learning:
         ids = torch.randint(self._vocab_size, (sequences, 1 + tokens), generator=self._generator).tolist()
         batch = pack([PromptGroup(prompt=row[:1], responses=[row[1:]]) for row in ids])
         self._optimizer.zero_grad()
-        (-response_statistics(self._model, batch, temperature=1.0).logprobs.mean()).backward()
+        (-response_statistics(self._model, batch, temperature=1.0).logprobs.mean()).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
         self._optimizer.step()
         return model_weights(self._model)

@@ -51,7 +51,8 @@ def in_batches(
 
 def scores(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
     """[batch] float32."""
-    return model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, 0].float()
+    logits: Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    return logits[:, 0].float()
 
 
 def logprobs(

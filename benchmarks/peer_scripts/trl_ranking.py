@@ -23,7 +23,7 @@ from trl import RewardConfig, RewardTrainer
 MOST_PAIRS = 8  # in a forward pass
 
 
-class Clock(TrainerCallback):
+class Clock(TrainerCallback):  # type: ignore[misc] # transformers is not followed
     """CPU seconds at the begin of the second epoch and at the end."""
 
     def __init__(self, steps_per_epoch: int) -> None:

@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 def small_recipe(*, updates: int) -> Recipe:
-    """More updates, so small that a reward model that knows nothing leads to nothing that a guard would hold."""
+    """More updates, too small to lead to what a guard would hold where the reward model knows nothing."""
     recipe = packaged_recipe("small")
     return recipe.model_copy(update={"ppo": {**recipe.ppo, "updates": updates, "learning_rate": 1e-6}})
 
