@@ -86,6 +86,14 @@ def _less_memory(name: str, theirs: Callable[[Facts], float], ours: str, bar: fl
     return Peer(name=name, ratio=lambda own, facts: theirs(facts) / float(own[ours]), bar=bar)
 
 
+_LESS_MEMORY_THAN_PPO_TRAINER = _less_memory(
+    "TRL PPOTrainer", lambda facts: facts["over_weights_bytes"], "over_weights_bytes", 2.0
+)
+_LESS_MEMORY_THAN_TRLS_WAY = _less_memory(
+    "transformers, TRL's way", _rate_of("trl_way", "extra_bytes"), "extra_bytes", 10.0
+)
+
+
 def without_services(ours: Facts, theirs: Facts) -> float:
     """The share of an update that would remain without services: no calls, and no weights to hand over."""
     overhead_s = theirs["calls_overhead_cpu_s"] + ours["wall_s_by_phase"]["publish_seconds"]
@@ -159,11 +167,7 @@ _TINY: Sequence[Contest] = (
     ),
     Contest(
         theirs=(f"{_HF}.trl_ppo_memory", "--updates", "1", "--no-phases"),
-        peers=(
-            _less_memory(
-                "TRL PPOTrainer", lambda facts: facts["over_weights_bytes"], "over_weights_bytes", 2.0
-            ),
-        ),
+        peers=(_LESS_MEMORY_THAN_PPO_TRAINER,),
         ours={"memory of a PPO update over the weights": ("benchmarks.ppo_update", "--memory")},
         is_memory=True,
     ),
@@ -193,9 +197,7 @@ _TINY: Sequence[Contest] = (
     ),
     Contest(
         theirs=(f"{_HF}.hf_scoring", "--part", "logprob", "--memory"),
-        peers=(
-            _less_memory("transformers, TRL's way", _rate_of("trl_way", "extra_bytes"), "extra_bytes", 10.0),
-        ),
+        peers=(_LESS_MEMORY_THAN_TRLS_WAY,),
         ours={
             "memory of log-probabilities over the weights": (
                 *("benchmarks.scoring", "--part", "logprob", "--memory"),
@@ -255,15 +257,34 @@ _TINY: Sequence[Contest] = (
 
 # The same at the size of GPT-2, with half the documents and smaller batches of training, so that it takes
 # minutes and not hours.
+_FEW_EPISODES: Command = ("--model", "small", "--batch", "8", "--micro", "8", "--no-phases")
+_SMALL_UPDATE: Command = (*_UPDATE, "--shape", "small", "--batch", "8")
+
 _SMALL: Sequence[Contest] = (
     Contest(
-        theirs=(
-            *("peer_trl_ppo.py", "--model", "small", "--batch", "8", "--micro", "8"),
-            *("--updates", "2", "--no-phases"),
-        ),
+        theirs=("peer_trl_ppo.py", *_FEW_EPISODES, "--updates", "2"),
         peers=(_ppo_trainer(2.2),),
-        ours={"PPO update": ("benchmarks.ppo_update", "--shape", "small", "--batch", "8")},
+        ours={"PPO update": _SMALL_UPDATE},
         shape="small",
+    ),
+    Contest(
+        theirs=("peer_trl_ppo.py", *_FEW_EPISODES, "--updates", "2"),
+        peers=(_ppo_trainer(3.5),),
+        ours={"PPO update, 4 samples per prompt": (*_SMALL_UPDATE, "--samples", "4")},
+        shape="small",
+    ),
+    Contest(
+        theirs=("benchmarks.service_overhead", "--shape", "small", "--batch", "8"),
+        peers=(Peer(name="the same in one process", ratio=without_services, bar=0.95),),
+        ours={"PPO update, with its services": _SMALL_UPDATE},
+        shape="small",
+    ),
+    Contest(
+        theirs=(f"{_HF}.trl_ppo_memory", *_FEW_EPISODES, "--updates", "1"),
+        peers=(_LESS_MEMORY_THAN_PPO_TRAINER,),
+        ours={"memory of a PPO update over the weights": (*_SMALL_UPDATE, "--memory")},
+        shape="small",
+        is_memory=True,
     ),
     Contest(
         theirs=(f"{_HF}.hf_scoring", "--model", "small", "--documents", "32"),
@@ -310,6 +331,21 @@ _SMALL: Sequence[Contest] = (
     ),
     Contest(
         theirs=(
+            *(f"{_HF}.hf_scoring", "--model", "small", "--part", "logprob", "--documents", "32"),
+            "--memory",
+        ),
+        peers=(_LESS_MEMORY_THAN_TRLS_WAY,),
+        ours={
+            "memory of log-probabilities over the weights": (
+                *("benchmarks.scoring", "--shape", "small", "--part", "logprob", "--documents", "32"),
+                "--memory",
+            ),
+        },
+        shape="small",
+        is_memory=True,
+    ),
+    Contest(
+        theirs=(
             *(f"{_HF}.trl_ranking", "--model", "small", "--documents", "8"),
             *("--summaries", "2", "--documents-per-step", "4"),
         ),
@@ -336,6 +372,20 @@ _SMALL: Sequence[Contest] = (
         shape="small",
     ),
     Contest(
+        theirs=(
+            *(f"{_HF}.trl_ranking", "--model", "small", "--documents", "1"),
+            *("--summaries", "9", "--documents-per-step", "1"),
+        ),
+        peers=_reward_trainer(5.0),
+        ours={
+            "reward-model training, rankings of 9": (
+                *("benchmarks.reward_training", "--shape", "small", "--documents", "1"),
+                *("--summaries", "9", "--batch", "1"),
+            ),
+        },
+        shape="small",
+    ),
+    Contest(
         theirs=(f"{_HF}.hf_sampling", "--model", "small", "--prompts", "32", "--samples", "1"),
         peers=_sampling(2.0),
         ours={
@@ -350,6 +400,19 @@ _SMALL: Sequence[Contest] = (
             "sampling, 8 prompts x 4 samples": (
                 *("benchmarks.sampling", "--shape", "small", "--prompts", "8", "--samples", "4"),
                 *("--repetitions", "1"),
+            ),
+        },
+        shape="small",
+    ),
+    Contest(
+        theirs=(
+            *(f"{_HF}.hf_sampling", "--model", "small", "--prompts", "1", "--samples", "1"),
+            *("--repetitions", "3"),
+        ),
+        peers=_sampling(1.0),
+        ours={
+            "sampling, 1 prompt": (
+                *("benchmarks.sampling", "--shape", "small", "--prompts", "1", "--repetitions", "3"),
             ),
         },
         shape="small",
