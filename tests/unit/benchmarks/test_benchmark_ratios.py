@@ -127,9 +127,24 @@ def test_a_way_that_failed_is_not_taken_for_a_slow_one() -> None:
         best.ratio({"rate": 1.0}, {"results": {"dyn": {"tok_s_cpu": 1}, "static": {"tok_s_cpu": 1}}})
 
 
+def test_both_shapes_play_the_same_contests_for_the_same_bars() -> None:
+    def bars(shape: str) -> dict[tuple[str, str], float | None]:
+        return {
+            (work, peer.name): peer.bar
+            for contest in run.choose(CONTESTS, shape=shape, only="")
+            for work in contest.ours
+            for peer in contest.peers
+        }
+
+    assert bars("tiny") == bars("small")
+
+
 def test_works_are_chosen_by_name_and_shape() -> None:
     chosen = run.choose(CONTESTS, shape="small", only="rankings")
-    assert [list(contest.ours) for contest in chosen] == [["reward-model training, rankings of 4"]]
+    assert [list(contest.ours) for contest in chosen] == [
+        ["reward-model training, rankings of 4"],
+        ["reward-model training, rankings of 9"],
+    ]
     assert run.choose(CONTESTS, shape=None, only="no such work") == []
 
 
