@@ -280,9 +280,17 @@ _SMALL: Sequence[Contest] = (
         shape="small",
     ),
     Contest(
-        theirs=(f"{_HF}.trl_ppo_memory", *_FEW_EPISODES, "--updates", "1"),
+        # As many episodes as the peer's script passes through at once where it is not told otherwise.
+        theirs=(
+            *(f"{_HF}.trl_ppo_memory", "--model", "small", "--batch", "16", "--micro", "16"),
+            *("--updates", "1", "--no-phases"),
+        ),
         peers=(_LESS_MEMORY_THAN_PPO_TRAINER,),
-        ours={"memory of a PPO update over the weights": (*_SMALL_UPDATE, "--memory")},
+        ours={
+            "memory of a PPO update over the weights": (
+                *(*_UPDATE, "--shape", "small", "--batch", "16", "--memory"),
+            ),
+        },
         shape="small",
         is_memory=True,
     ),
