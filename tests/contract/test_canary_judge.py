@@ -102,7 +102,7 @@ def test_a_better_version_may_be_promoted_and_the_process_says_so(canary_world: 
     canary_world.serve_canary(BETTER)
     with process(canary_world) as judge:
         out, told = judge.communicate(timeout=TIMEOUT_S)
-    assert judge.returncode == 0, told
+    assert judge.returncode == 0, out + told
     (line,) = out.splitlines()
     result = json.loads(line)
     assert (result["good"], result["decision"]) == (True, "promote")
