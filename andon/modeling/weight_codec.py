@@ -100,18 +100,16 @@ def load_weights(model: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
             tensor.copy_(state[name])
 
 
-def made_ready(
-    own: Mapping[str, Tensor], state: Mapping[str, Tensor], *, is_shared: bool
-) -> dict[str, Tensor]:
+def made_ready(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What ``exchange_weights`` can give to ``own``, of the same names and shapes, without a copy.
 
-    Weights of a model on the CPU are of its types and in its layout then, in memory that nobody else has:
-    those that are ``is_shared`` with others are copied. What another device needs stays as it is.
+    For a model on the CPU it is of the model's types and in its layout. What is so already, and what goes to
+    another device, stays as it is; nobody else may have the memory of ``state``.
     """
     ready: dict[str, Tensor] = {}
     for name, tensor in own.items():
         given = state[name]
-        is_fit = given.dtype == tensor.dtype and given.stride() == tensor.stride() and not is_shared
+        is_fit = given.dtype == tensor.dtype and given.stride() == tensor.stride()
         if tensor.device.type != "cpu" or is_fit:
             ready[name] = given
         else:
@@ -217,7 +215,13 @@ def check_header(
     return size_bytes
 
 
-def tensors_in(buffer: memoryview | mmap, specs: Iterable[TensorSpec]) -> dict[str, Tensor]:
+def copied(buffer: mmap) -> memoryview:
+    """A copy of bytes that others may write to; other threads go on meanwhile."""
+    copy: memoryview = torch.frombuffer(buffer, dtype=torch.uint8).clone().numpy().data
+    return copy
+
+
+def tensors_in(buffer: memoryview, specs: Iterable[TensorSpec]) -> dict[str, Tensor]:
     """The tensors whose bytes follow each other in ``buffer``; they share them where alignment allows."""
     state: dict[str, Tensor] = {}
     begin = 0

@@ -20,7 +20,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
-from mmap import mmap
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -69,7 +68,7 @@ def encode_delta(old: WeightImage, new: WeightImage, *, threads: int = 1) -> byt
     return b"".join(records)
 
 
-def decode_delta(data: bytes | memoryview | mmap, specs: Sequence[TensorSpec]) -> list[BlockChange]:
+def decode_delta(data: bytes | memoryview, specs: Sequence[TensorSpec]) -> list[BlockChange]:
     """Read a delta; ``specs`` are its header's. Raises DataLossError WEIGHTS_CHECKSUM_MISMATCH."""
     view, position = memoryview(data), 0
     changes = []

@@ -28,6 +28,7 @@ from andon.modeling.weight_codec import (
     WeightsHeader,
     check_header,
     check_weights,
+    copied,
     dtype_name,
     exchange_weights,
     made_ready,
@@ -136,12 +137,14 @@ class WeightReceiver:
             await _expect_end(messages)
 
         def ready() -> dict[str, Tensor]:
+            # The sender's memory is copied before it is looked at: what is used is what was checked.
+            received = copied(data) if isinstance(data, mmap) else data
             if header.base is not None:
-                state = with_changes(own, decode_delta(data, header.tensors))
+                state = with_changes(own, decode_delta(received, header.tensors))
             else:
-                state = tensors_in(data, header.tensors)
+                state = tensors_in(received, header.tensors)
             check_weights(state, header.checksum)
-            return made_ready(own, state, is_shared=header.memory is not None)
+            return made_ready(own, state)
 
         # It reads all bytes: not on the event loop.
         return _Arrived(

@@ -1,6 +1,7 @@
 """Weights that a replica has received and checked, but uses only when the trainer commits them."""
 
 import asyncio
+import dataclasses
 import threading
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+import services.policy.weight_receiver
 from andon.api.policy.v1 import policy_service_pb2 as policy_pb2
 from andon.client.policy import OfferedWeights, WeightsHeaderLike
 from andon.client.policy import _weight_messages as weight_messages
@@ -126,18 +128,23 @@ def test_a_model_that_was_loaded_meanwhile_gets_the_weights_anew(
     assert replica.updates("WEIGHTS_OVERTAKEN" if shared else "WEIGHTS_BASE_MISMATCH") >= 1
 
 
-def test_what_the_trainer_does_with_its_memory_later_does_not_reach_the_replica(
-    replica: Replica, store: ModelStore
+def test_what_the_trainer_does_with_its_memory_after_the_check_does_not_reach_the_replica(
+    replica: Replica, store: ModelStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = Trainer(store, replica.path)
-    trainer.publish()
-    version = trainer.learn()
-    assert replica.path.ways == ["shared, offered"]
-    wait_for(lambda: replica.keeps_an_offer)
-    image = trainer.publisher._weights.made_image("bfloat16")
-    image.fill({name: torch.zeros_like(tensor) for name, tensor in image.tensors.items()})
-    trainer.publish()
-    assert_serves(replica, trainer, version, "bfloat16")
+    weights = Trainer(store).prepare()
+    image = weights.image("bfloat16")
+    right = {name: tensor.clone() for name, tensor in image.tensors.items()}
+    check = services.policy.weight_receiver.check_weights
+
+    def check_and_overwrite(state: dict[str, torch.Tensor], checksum: str) -> None:
+        check(state, checksum)
+        image.fill({name: torch.zeros_like(tensor) for name, tensor in right.items()})
+
+    monkeypatch.setattr(services.policy.weight_receiver, "check_weights", check_and_overwrite)
+    header = dataclasses.replace(image.header(weights.version), memory=image.address)
+    replica.path.offer_weights(header, iter(())).commit()
+    assert not any(tensor.any() for tensor in image.tensors.values())
+    assert serves_the_same(replica, right)
 
 
 def test_an_offer_whose_time_ran_out_is_sent_anew(

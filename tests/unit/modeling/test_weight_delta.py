@@ -18,7 +18,7 @@ from torch import Tensor
 from andon.errors import AndonError, DataLossError, FailedPreconditionError
 from andon.modeling import shared_memory, weight_delta
 from andon.modeling.shared_memory import OwnMemory, SharedMemoryAddress, map_shared_memory
-from andon.modeling.weight_codec import check_weights, tensors_in
+from andon.modeling.weight_codec import check_weights, copied, tensors_in
 from andon.modeling.weight_delta import decode_delta, encode_delta, with_changes
 from andon.modeling.weight_image import WeightImage, image_of
 
@@ -165,7 +165,7 @@ def own_image() -> WeightImage:
 
 def test_an_image_is_read_where_it_lies() -> None:
     image = own_image()
-    state = tensors_in(map_shared_memory(image.address, image.size_bytes), image.specs)
+    state = tensors_in(copied(map_shared_memory(image.address, image.size_bytes)), image.specs)
     check_weights(state, image.checksum())
     assert torch.equal(state["a"], torch.arange(100.0))
     state["a"][0] = 5  # what a reader writes stays with it
